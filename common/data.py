@@ -1,0 +1,159 @@
+"""A whole data set in memory as uint8 on the device, batches by index, augmentation on the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import sources
+from common.device import random_stream
+from common.errors import RunError
+
+TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "scikit-learn digits"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images `(N, C, H, W)` uint8 and labels `(N,)` int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, count: int | None) -> Split:
+        """Returns the first `count` examples, or all of them."""
+        return Split(self.images[:count], self.labels[:count])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Train, validation (held out of the training set) and test splits, with the channel statistics of train.
+
+    `stand_in_for` names the data set that was wanted when this one is only the embedded replacement.
+    """
+
+    name: str
+    source: str
+    stand_in_for: str | None
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    mean: Tensor  # (C,), of pixels in [0, 1]
+    std: Tensor  # (C,)
+
+    @property
+    def caption(self) -> str:
+        """What a figure's title says of the data."""
+        if self.stand_in_for:
+            return f"STAND-IN DATA: {TITLES[self.name]}, not {TITLES[self.stand_in_for]}"
+        return TITLES[self.name] + (" (JPEG copies)" if "JPEG" in self.source else "")
+
+    def record(self) -> dict[str, Any]:
+        """What metrics.json says of the data."""
+        counts = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
+        record = {"name": self.name, "source": self.source, "stand_in_for": self.stand_in_for}
+        return {**record, "images": sum(counts.values()), **counts}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Returns uint8 images `(B, C, H, W)` as float32 with mean 0 and deviation 1 a channel, channels last."""
+        scale, shift = 1 / (255 * self.std), -self.mean / self.std
+        pixels = images.to(torch.float32, memory_format=torch.channels_last)
+        return torch.addcmul(shift.view(-1, 1, 1), pixels, scale.view(-1, 1, 1))
+
+
+def load(
+    name: str,
+    *,
+    task_default: str,
+    shape: tuple[int, int, int],
+    data_dir: Path | None,
+    device: torch.device,
+    validation_fraction: float = 0.1,
+) -> Dataset:
+    """Returns data set `name` with images of `shape` (C, H, W) on `device`.
+
+    `auto` means `task_default` where it can be had, else the embedded digits, after a warning. The validation images
+    are the same for every seed, so that choices made on them compare.
+
+    Raises:
+        RunError: the named set cannot be had, or what is there is damaged.
+    """
+    folder = data_dir if data_dir is not None else sources.default_folder()
+    wanted = task_default if name == "auto" else name
+    stand_in_for = None
+    try:
+        finders = {"cifar10": sources.cifar10, "mnist": sources.mnist, "digits": lambda folder: sources.digits()}
+        raw = finders[wanted](folder)
+    except sources.NotHere as missing:
+        if name != "auto":
+            raise RunError(f"--dataset {name}: {missing}") from None
+        stand_in_for, raw = wanted, sources.digits()
+        _warn(f"{missing}.", f"THIS RUN USES {len(raw.train_labels) + len(raw.test_labels)} SMALL DIGITS INSTEAD.")
+    if wanted == "digits" and task_default != "digits":
+        stand_in_for = task_default
+    train_images, test_images = fit_shape(raw.train_images, shape), fit_shape(raw.test_images, shape)
+
+    order = torch.randperm(len(raw.train_labels), generator=random_stream(0, "validation split"))
+    held_out = round(validation_fraction * len(order))
+    rows = {"validation": order[:held_out], "train": order[held_out:]}
+    splits = {
+        part: Split(train_images[index].to(device), raw.train_labels[index].to(device)) for part, index in rows.items()
+    }
+    test = Split(test_images.to(device), raw.test_labels.to(device))
+    std, mean = torch.std_mean(splits["train"].images.float() / 255, dim=(0, 2, 3), correction=0)
+    return Dataset(
+        raw.name, raw.source, stand_in_for, raw.classes, splits["train"], splits["validation"], test, mean, std
+    )
+
+
+def fit_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Returns uint8 images `(N, c, h, w)` as `(N, *shape)`: resized bilinearly, grey repeated over the channels."""
+    channels, *size = shape
+    if list(images.shape[2:]) != size:
+        resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        images = resized.round().clamp(0, 255).to(torch.uint8)
+    return images.expand(-1, channels, -1, -1).contiguous() if images.shape[1] == 1 else images
+
+
+class Augmentation:
+    """Random translation by up to `translate` pixels (reflected border) and alternating horizontal flip.
+
+    An image is flipped or not at random in its first epoch and the other way round in each next one, so that two
+    epochs show both sides of every image ("alternating flip", Jordan 2024, airbench, section 3.6).
+    """
+
+    def __init__(self, images: Tensor, *, translate: int, flip: bool, generator: torch.Generator) -> None:
+        height, width = images.shape[2:]
+        if translate:
+            images = images[:, :, _reflected(height, translate)][:, :, :, _reflected(width, translate)]
+        # A view with every crop of every image, (N, C, 2t+1, 2t+1, H, W): picking one copies that crop alone.
+        self._crops = images.unfold(2, height, 1).unfold(3, width, 1)
+        self._shifts = 2 * translate + 1
+        self._first_side = torch.rand(len(images), device=images.device, generator=generator) < 0.5 if flip else None
+
+    def __call__(self, index: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,) for `epoch` (from 0)."""
+        down, right = torch.randint(self._shifts, (2, len(index)), device=index.device, generator=generator)
+        images = self._crops[index, :, down, right]
+        if self._first_side is None:
+            return images
+        flipped = self._first_side[index] ^ bool(epoch % 2)
+        return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _reflected(size: int, margin: int) -> list[int]:
+    return [*range(margin, 0, -1), *range(size), *range(size - 2, size - 2 - margin, -1)]
+
+
+def _warn(*lines: str) -> None:
+    frame = "!" * 100
+    print("\n".join((frame, *(f"!!  {line}" for line in lines), frame)), file=sys.stderr)

@@ -1,0 +1,13 @@
+"""The two ways a run may end badly through no fault of the code; `cli.run` prints either as one line."""
+
+
+class RunError(Exception):
+    """Something outside the code is wrong: a damaged file, a missing GPU, a loss that became NaN. Exit status 1."""
+
+    exit_status = 1
+
+
+class UsageError(RunError):
+    """The command line or the YAML preset asks for something that does not exist. Exit status 2."""
+
+    exit_status = 2

@@ -1,0 +1,215 @@
+"""The run folder: settings, metrics, history, TensorBoard, figures, checkpoints, and going on after a crash."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from common.cli import RunSettings, to_yaml
+from common.device import resolve_precision
+from common.errors import RunError
+from common.files import load_weights, save_weights, write_atomically
+from common.plotting import png_bytes
+
+T = TypeVar("T")
+
+
+class Run:
+    """One run's folder, `RESULTS_DIR/<task>/<run>/`.
+
+    A script is the same code whether the run is new or resumed: what a stage made is kept under a name (`remembered`,
+    `remembered_weights`), so that a resumed run finds it and passes on to the first stage that is not finished.
+    """
+
+    def __init__(self, settings: RunSettings, task: str, name: str, device: torch.device) -> None:
+        """Opens the folder that `settings.resume` names, or makes a new one that no other run has.
+
+        Raises:
+            OSError: the results folder is not writable.
+            RunError: the folder to resume holds another task's run or a damaged one.
+        """
+        self.settings, self.task, self.device = settings, task, device
+        self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
+        self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
+        self._memory = self._read("checkpoints/progress.json", {"seconds": 0.0, "task": task})
+        if self._memory["task"] != task:
+            raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
+        self.finished = (self.path / "metrics.json").exists()
+        self._seconds_before, self._start = float(self._memory["seconds"]), time.perf_counter()
+        self._history = self._read_history()
+        if not self.finished:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.figures.mkdir(exist_ok=True)
+            if settings.resume is None:
+                write_atomically(self.path / "config.yaml", to_yaml(settings).encode())
+            self._remember()
+            self._writer = SummaryWriter(str(self.path))
+
+    @staticmethod
+    def _new_folder(settings: RunSettings, task: str, name: str) -> Path:
+        name = settings.run_name or f"{name}-seed{settings.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        parent = settings.results_dir / task
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            if attempt > 1:
+                say(f"{parent / name} exists; this run is {path}")
+            return path
+        raise RunError(f"{parent / name}: a thousand runs of that name exist; choose another --run-name")
+
+    def _read(self, file: str, default: dict[str, Any]) -> dict[str, Any]:
+        path = self.path / file
+        try:
+            value = json.loads(path.read_text())
+        except FileNotFoundError:
+            return default
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error}); the run cannot be resumed") from None
+        if not isinstance(value, dict) or not default.keys() <= value.keys():
+            raise RunError(f"{path}: damaged (not a run's progress); the run cannot be resumed")
+        return value
+
+    # -- what a stage made --------------------------------------------------------------------------------------------
+
+    def remembered(self, name: str, compute: Callable[[], T]) -> T:
+        """Returns `compute()`, a value JSON can hold, computed once in the life of the run folder."""
+        if name not in self._memory:
+            self._memory[name] = json.loads(json.dumps(compute()))
+            self._remember()
+        value: T = self._memory[name]
+        return value
+
+    def remembered_weights(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns named tensors, computed once in the life of the run folder, from `checkpoints/<name>.safetensors`."""
+        path = self.checkpoints / f"{name}.safetensors"
+        if not path.exists():
+            save_weights(path, compute())
+            (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)  # the training's own checkpoint: now spent
+            self._remember()
+        return load_weights(path)
+
+    def _remember(self) -> None:
+        self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
+        write_atomically(self.checkpoints / "progress.json", json.dumps(self._memory, indent=1).encode())
+
+    # -- what a stage shows -------------------------------------------------------------------------------------------
+
+    def log(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds a row to history.csv and the scalars to TensorBoard as `<stage>/<name>`."""
+        self.rewind(stage, step - 1)
+        self._history.append({"stage": stage, "step": step, **scalars})
+        self._write_history()
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+        self._writer.flush()
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets the rows of `stage` after `step`: a resumed stage writes them again."""
+        self._history = [row for row in self._history if row["stage"] != stage or int(row["step"]) <= step]
+
+    def history(self, stage: str) -> dict[str, list[float]]:
+        """Returns the logged columns of one stage, each a list in step order."""
+        rows = [row for row in self._history if row["stage"] == stage]
+        names = [name for name in (rows[0] if rows else {}) if name != "stage" and rows[0][name] != ""]
+        return {name: [float(row[name]) for row in rows] for name in names}
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Adds a histogram to TensorBoard."""
+        self._writer.add_histogram(tag, values.detach().float().cpu().numpy(), step)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Writes `figures/<name>.png` and shows the figure in TensorBoard."""
+        write_atomically(self.figures / f"{name}.png", png_bytes(figure))
+        self._writer.add_figure(f"figures/{name}", figure, close=False)
+
+    def finish(self, metrics: Mapping[str, Any], headline: tuple[str, ...]) -> None:
+        """Writes metrics.json, which marks the run as complete, and TensorBoard's hparams with the `headline` metrics.
+
+        Raises:
+            RunError: a figure is not a finite number.
+        """
+        self._remember()
+        record = {
+            **metrics,
+            "device": self._device_name(),
+            "precision": resolve_precision(self.settings.precision, self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "seconds": self._memory["seconds"],
+            "git_commit": git_commit(),
+        }
+        try:
+            text = json.dumps(record, indent=1, allow_nan=False)
+        except ValueError:
+            raise RunError(f"{self.path}: a metric is not a finite number, metrics.json is not written") from None
+        plain = {
+            k: v if isinstance(v, bool | int | float) else str(v) for k, v in dataclasses.asdict(self.settings).items()
+        }
+        self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
+        self._writer.close()
+        write_atomically(self.path / "metrics.json", text.encode())
+        self.finished = True
+
+    def _device_name(self) -> str:
+        return f"cuda ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else "cpu"
+
+    def _read_history(self) -> list[dict[str, Any]]:
+        path = self.path / "history.csv"
+        return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+    def _write_history(self) -> None:
+        columns = dict.fromkeys(name for row in self._history for name in row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._history)
+        write_atomically(self.path / "history.csv", text.getvalue().encode())
+
+
+def say(message: str) -> None:
+    """Tells the user what is going on, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the code that runs, with `-dirty` when files differ from it; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        root = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
+    """Stops a run whose `what` is NaN or infinite before it can spoil a checkpoint.
+
+    Raises:
+        RunError: `value` is not finite; the message names the last good checkpoint.
+    """
+    if not math.isfinite(value):
+        last = (
+            f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint yet"
+        )
+        raise RunError(f"{what} is {value}; {last}. Lower the learning rate.")

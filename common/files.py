@@ -1,0 +1,80 @@
+"""Files that are either whole or not there: written to a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from common.errors import RunError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` so that a crash or a full disk leaves the old file or the new one, never half.
+
+    Raises:
+        OSError: the folder is not writable or the disk is full; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Writes named tensors as safetensors, contiguous and on the CPU."""
+    write_atomically(path, safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in weights.items()}))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the named tensors of a safetensors file, on the CPU.
+
+    Raises:
+        RunError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes a nested dict of tensors and plain values behind its SHA-256, for `load_state`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_atomically(path, content + hashlib.sha256(content).digest())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Returns what `save_state` wrote, on the CPU, without running any code from the file.
+
+    Raises:
+        RunError: the file is missing, truncated or damaged.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            raise RunError(f"{path}: damaged checkpoint (its checksum does not match)")
+        state: dict[str, Any] = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+        return state
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: not a readable checkpoint: {error}") from None

@@ -1,0 +1,185 @@
+"""The supervised loop that pruning and vae share: schedule, autocast, EMA, progress, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.device import Precision, autocast, synchronize
+from common.experiment import Run, require_finite
+from common.files import load_state, save_state
+
+# (model, indices (B,), epoch, generator) → (loss, {name: scalar tensor to average over the epoch})
+BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int
+    schedule: Callable[[float], float]  # fraction of the training done → multiplier of the learning rate
+    precision: Precision
+    ema_decay: float = 0.0  # per step; 0 keeps the last weights instead of their exponential moving average
+
+
+@dataclasses.dataclass
+class TrainState:
+    """All that changes while training; `carried` holds a task's own tensors (masks, say), saved beside the rest."""
+
+    model: nn.Module
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    carried: dict[str, Tensor]
+    step: int = 0
+    total_steps: int = 0
+
+    def save(self, path: Path) -> None:
+        save_state(
+            path,
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else {},
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "carried": self.carried,
+                "step": self.step,
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        saved = load_state(path)
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.generator.set_state(saved["generator"])
+        for name, tensor in self.carried.items():
+            tensor.copy_(saved["carried"][name])
+        self.step = saved["step"]
+
+
+def triangular(peak: float, floor: float = 0.0) -> Callable[[float], float]:
+    """Returns a schedule that rises linearly to 1 at fraction `peak` of the training and falls to `floor`."""
+
+    def multiplier(done: float) -> float:
+        return done / peak if done < peak else 1 - (1 - floor) * (done - peak) / (1 - peak)
+
+    return multiplier
+
+
+def fit(
+    run: Run,
+    stage: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_loss: BatchLoss,
+    examples: int,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    after_step: Callable[[TrainState], None] = lambda state: None,
+    validate: Callable[[nn.Module], Mapping[str, float]] = lambda model: {},
+    carried: dict[str, Tensor] | None = None,
+) -> nn.Module:
+    """Trains `model` on `examples` indexed examples and returns it, or its moving average.
+
+    A checkpoint is written after every epoch; when the run folder holds one of this stage, training goes on from it,
+    to the same weights as if it had never stopped. `after_step` may edit the weights (masks); `validate` is called on
+    the model that would be returned, after every epoch.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    batch_size = min(recipe.batch_size, examples)
+    steps_an_epoch = examples // batch_size
+    average = copy.deepcopy(model) if recipe.ema_decay else None
+    state = TrainState(model, average, optimizer, generator, carried or {}, 0, steps_an_epoch * recipe.epochs)
+    checkpoint = run.checkpoints / f"{stage}.state.pt"
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    if checkpoint.exists():
+        state.load(checkpoint)
+        print(f"{stage}: going on after epoch {state.step // steps_an_epoch}", file=sys.stderr)
+    run.rewind(stage, state.step // steps_an_epoch)
+
+    with _progress_bar(stage, state) as bar:
+        for epoch in range(state.step // steps_an_epoch, recipe.epochs):
+            start = time.perf_counter()
+            sums: dict[str, Tensor] = {}
+            model.train()
+            order = torch.randperm(examples, device=device, generator=generator)
+            for indices in order[: steps_an_epoch * batch_size].view(-1, batch_size):
+                multiplier = recipe.schedule(state.step / state.total_steps)
+                for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
+                    group["lr"] = rate * multiplier
+                with autocast(device, recipe.precision):
+                    loss, measured = batch_loss(model, indices, epoch, generator)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                state.step += 1
+                after_step(state)
+                if average is not None:
+                    _update_average(average, model, recipe.ema_decay, state.step)
+                for name, value in (measured | {"loss": loss}).items():
+                    sums[name] = (
+                        sums.get(name, torch.zeros_like(value)) + value.detach()
+                    )  # stays on the device: no wait a step
+                bar.update()
+            synchronize(device)
+            seconds = time.perf_counter() - start
+            scalars = {f"{name}/train": float(value) / steps_an_epoch for name, value in sums.items()}
+            require_finite(
+                scalars["loss/train"], f"{stage}: the loss of epoch {epoch + 1} (step {state.step})", checkpoint
+            )
+            scalars |= validate(average if average is not None else model)
+            scalars |= {"learning_rate": max(peak_rates) * multiplier, "images_per_second": len(order) / seconds}
+            run.log(stage, epoch + 1, scalars)
+            state.save(checkpoint)
+            bar.set_postfix_str(" ".join(f"{k}={v:.3g}" for k, v in scalars.items() if k != "learning_rate"))
+    return average if average is not None else model
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Moves the average towards the model, faster in the first steps, when there is little to average."""
+    weight = max(1 - decay, 1 / (step + 1))
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    floats = [(a, m) for a, m in pairs if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [m for _, m in floats], weight)
+
+
+def _progress_bar(stage: str, state: TrainState) -> tqdm[Any]:
+    """A bar with rate and time left; one line every 30 s where standard error is not a terminal."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        desc=stage, initial=state.step, total=state.total_steps, unit="step", mininterval=interval, dynamic_ncols=True
+    )
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Callable[[slice], Tensor], labels: Tensor, batch_size: int = 250) -> float:
+    """Returns the fraction of all `labels` (N,) that the model in evaluation mode predicts: a count, no mean of batches.
+
+    `images(rows)` returns the network's input for those rows.
+    """
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        correct += (model(images(rows)).argmax(1) == labels[rows]).sum()
+    model.train(training)
+    return int(correct) / len(labels)

@@ -1,0 +1,107 @@
+"""What pruning saved: weights, multiply-adds, bytes, and the time a batch really takes."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.device import synchronize
+from pruning.masks import Masks
+from pruning.vgg import VGG11, prunable_layers
+
+
+@torch.inference_mode()
+def output_positions(model: VGG11, image: Tensor) -> dict[str, int]:
+    """Returns the height times width of each convolution's output for an input `(1, C, H, W)`."""
+    positions = {}
+    for index, module in enumerate(model.features):
+        image = module(image) if not isinstance(module, nn.BatchNorm2d) else image  # statistics stay untouched
+        if isinstance(module, nn.Conv2d):
+            positions[f"features.{index}"] = image.shape[2] * image.shape[3]
+    return positions
+
+
+def layer_table(model: VGG11, masks: Masks, image: Tensor) -> list[dict[str, Any]]:
+    """Returns per convolution: name, sparsity, weights, nonzero, and multiply-adds for one image dense and after."""
+    positions = output_positions(model, image)
+    table = []
+    for name, mask in masks.items():
+        weights, nonzero = mask.numel(), int(mask.sum())
+        row = {"name": name, "sparsity": 1 - nonzero / weights, "weights": weights, "nonzero": nonzero}
+        macs = {"multiply_adds": weights * positions[name], "multiply_adds_after": nonzero * positions[name]}
+        table.append({**row, **macs})
+    return table
+
+
+def totals(model: VGG11, table: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns kept share, compression ratio and theoretical speed-up as ShrinkBench defines them (Blalock et al. 2020).
+
+    A parameter counts as pruned when its mask drops it, never because it happens to be zero, as a fresh bias is.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights, nonzero = sum(row["weights"] for row in table), sum(row["nonzero"] for row in table)
+    dense_macs = sum(row["multiply_adds"] for row in table) + model.classifier.weight.numel()
+    macs = sum(row["multiply_adds_after"] for row in table) + model.classifier.weight.numel()
+    return {
+        "conv_weights_kept": nonzero / weights,
+        "parameters": parameters,
+        "nonzero_parameters": parameters - (weights - nonzero),
+        "compression_ratio": parameters / (parameters - (weights - nonzero)),
+        "multiply_adds": dense_macs,
+        "theoretical_speedup": dense_macs / macs,
+    }
+
+
+class SparseConv2d(nn.Module):
+    """A padded 3×3 convolution as a CSR matrix times unfolded patches: what a sparse kernel can skip, it skips."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            self.matrix = conv.weight.detach().reshape(conv.out_channels, -1).contiguous().to_sparse_csr()
+        assert conv.bias is not None
+        self.bias = conv.bias.detach()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns `(B, out, H, W)` for `(B, in, H, W)`."""
+        batch, _, height, width = input.shape
+        patches = F.unfold(input, kernel_size=3, padding=1).transpose(0, 1).flatten(1)  # (9·in, B·H·W)
+        output = self.matrix @ patches + self.bias.unsqueeze(1)
+        return output.view(-1, batch, height, width).transpose(0, 1)
+
+
+def latencies(dense: VGG11, pruned: VGG11, images: Tensor, repeats: int = 15) -> dict[str, dict[str, float]]:
+    """Returns median seconds a forward pass for batches of 1 and of all `images` (B, C, H, W), in float32.
+
+    `dense`: the network before pruning. `pruned`: the same dense kernels over weights that are mostly zero.
+    `pruned_csr`: torch's own sparse product instead of convolutions. The three are timed in turn.
+    """
+    sparse = copy.deepcopy(pruned)
+    for name, conv in prunable_layers(sparse).items():
+        sparse.features[int(name.removeprefix("features."))] = SparseConv2d(conv)
+    models = {"dense": dense, "pruned": pruned, "pruned_csr": sparse}
+    return {f"batch_{len(batch)}": _median_seconds(models, batch, repeats) for batch in (images[:1], images)}
+
+
+@torch.inference_mode()
+def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, repeats: int) -> dict[str, float]:
+    def seconds(forward: Callable[[Tensor], Tensor]) -> float:
+        synchronize(images.device)
+        start = time.perf_counter()
+        forward(images)
+        synchronize(images.device)
+        return time.perf_counter() - start
+
+    for model in models.values():
+        model.eval()(images)
+    rounds = [{name: seconds(model) for name, model in models.items()} for _ in range(repeats)]
+    return {name: statistics.median(times[name] for times in rounds) for name in models}

@@ -1,0 +1,149 @@
+"""The study's figures: training, sensitivity, weights before and after, layers, accuracy, bytes and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.plotting import COLOURS, MARKERS, figure
+from pruning.masks import Masks
+from pruning.sensitivity import Sensitivity
+
+History = Mapping[str, list[float]]
+
+
+def training(dense: History, finetuned: History, caption: str) -> Figure:
+    """Loss and accuracy of both trainings, epoch by epoch."""
+    sheet, (loss, accuracy) = figure("Training and fine-tuning", caption, columns=2, size=(8, 3.2))
+    last = dense["step"][-1]
+    for history, offset, name, colour in (
+        (dense, 0.0, "dense", COLOURS[0]),
+        (finetuned, last, "fine-tuning", COLOURS[1]),
+    ):
+        epochs = [offset + step for step in history["step"]]
+        loss.plot(epochs, history["loss/train"], color=colour, marker="o", label=name)
+        accuracy.plot(
+            epochs, _percent(history["accuracy/train"]), color=colour, linestyle=":", label=f"{name}, training"
+        )
+        held_out = _percent(history["accuracy/validation"])
+        accuracy.plot(epochs, held_out, color=colour, marker="o", label=f"{name}, held out")
+    for axes, label in ((loss, "training loss [nats]"), (accuracy, "accuracy [%]")):
+        axes.axvline(last + 0.5, color="0.6", linewidth=0.8)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.legend()
+    return sheet
+
+
+def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str, float], caption: str) -> Figure:
+    """Held-out accuracy against the sparsity of one layer alone; a ring marks the chosen sparsity."""
+    sheet, (axes,) = figure("Sensitivity: one layer pruned, nothing retrained", caption, size=(7, 4.4))
+    for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        sparsities, accuracies = [0.0, *map(float, curve)], [dense_accuracy, *curve.values()]
+        label = f"conv {list(curves).index(name) + 1} ({name})"
+        axes.plot(_percent(sparsities), _percent(accuracies), color=colour, marker=marker, label=label)
+        if chosen[name] <= sparsities[-1]:
+            height = float(np.interp(chosen[name], sparsities, accuracies))
+            axes.plot(100 * chosen[name], 100 * height, "o", ms=11, mfc="none", mec=colour, mew=1.4)
+    axes.plot([], [], "o", ms=9, mfc="none", mec="0.3", label="chosen sparsity")
+    axes.axhline(100 * dense_accuracy, color="0.4", linewidth=0.8, linestyle="--", label="dense")
+    axes.set(xlabel="sparsity of the layer [%]", ylabel="accuracy on the held-out split [%]", xlim=(-2, 92))
+    axes.legend(ncols=2, loc="lower left")
+    return sheet
+
+
+def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Masks, caption: str) -> Figure:
+    """Histogram of every layer's weights, dense and after fine-tuning (kept ones only), in counts a bin."""
+    sheet, panels = figure("Weights before and after pruning", caption, rows=2, columns=4, size=(11, 5))
+    for axes, (name, weight) in zip(panels, before.items(), strict=True):
+        dense, kept = weight.flatten().float().cpu(), after[name][masks[name]].float().cpu()
+        limit = float(dense.abs().quantile(0.999)) if dense.numel() < 2**24 else float(dense.abs().max())
+        edges = torch.linspace(-limit, limit, 121)
+        for values, colour, label in ((dense, COLOURS[5], "dense"), (kept, COLOURS[1], "kept, fine-tuned")):
+            counts = torch.histogram(values, edges).hist
+            axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=colour, alpha=0.6, label=label)
+        axes.set_title(f"{name}: {kept.numel() / dense.numel():.1%} kept")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axes.set_xlabel("weight")
+    panels[0].legend()
+    panels[0].set_ylabel("weights a bin")
+    panels[4].set_ylabel("weights a bin")
+    return sheet
+
+
+def layers(table: Sequence[Mapping[str, Any]], caption: str) -> Figure:
+    """Weights and multiply-adds of every layer, all and what is left."""
+    sheet, (left, right) = figure("Where the weights and the work are", caption, columns=2, size=(9, 3.4))
+    names = [row["name"].removeprefix("features.") for row in table]
+    for axes, whole, rest, label in (
+        (left, "weights", "nonzero", "weights [millions]"),
+        (right, "multiply_adds", "multiply_adds_after", "multiply-adds an image [millions]"),
+    ):
+        axes.bar(names, [row[whole] / 1e6 for row in table], color="0.85", label="dense")
+        axes.bar(names, [row[rest] / 1e6 for row in table], color=COLOURS[0], label="left")
+        for x, row in enumerate(table):
+            axes.annotate(f"{row[rest] / row[whole]:.0%}", (x, row[whole] / 1e6), ha="center", va="bottom", fontsize=7)
+        axes.set(xlabel="convolution (features.N)", ylabel=label)
+        axes.grid(axis="x", visible=False)
+    left.legend()
+    return sheet
+
+
+def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
+    """Accuracy before, after pruning and after fine-tuning; bytes on disk; measured time a batch."""
+    sheet, (accuracy, size, time) = figure("What pruning costs and saves", caption, columns=3, size=(11, 3.6))
+    steps = {"dense": "dense_accuracy", "pruned": "pruned_accuracy", "fine-tuned": "finetuned_accuracy"}
+    _bars(accuracy, list(steps), [100 * metrics[key] for key in steps.values()], "{:.2f}")
+    accuracy.set(ylabel="test accuracy [%]", ylim=(0, 108))
+    files = metrics["sparse_files"]
+    _bars(
+        size, ["dense", *files], [metrics["dense_bytes"] / 1e6, *(f["bytes"] / 1e6 for f in files.values())], "{:.2f}"
+    )
+    size.set(ylabel="file [MB]")
+    batches = metrics["latency"]
+    for k, (batch, times) in enumerate(batches.items()):
+        positions = [index + 0.4 * k for index in range(len(times))]
+        relative = [seconds / times["dense"] for seconds in times.values()]
+        label = f"batch of {batch.removeprefix('batch_')} ({1e3 * times['dense']:.0f} ms dense)"
+        bars = time.bar(positions, relative, width=0.38, color=COLOURS[k], label=label)
+        time.bar_label(bars, [f"{value:.2f}×" for value in relative], fontsize=7)
+        time.set_xticks(positions, ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"])
+    time.set(ylabel="measured time, relative to dense")
+    time.legend()
+    return sheet
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], form: str) -> None:
+    bars = axes.bar(names, values, color=[COLOURS[0], *[COLOURS[1]] * (len(values) - 1)])
+    axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)
+    axes.tick_params(axis="x", labelrotation=20)
+    axes.grid(axis="x", visible=False)
+
+
+def _percent(fractions: Sequence[float]) -> list[float]:
+    return [100 * fraction for fraction in fractions]
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """Returns the per-layer table and the totals as text for the terminal."""
+    lines = [f"{'layer':14}{'sparsity':>10}{'weights':>12}{'nonzero':>12}{'M multiply-adds':>18}{'after':>8}"]
+    for row in metrics["layers"]:
+        macs = f"{row['multiply_adds'] / 1e6:>18.2f}{row['multiply_adds_after'] / 1e6:>8.2f}"
+        lines.append(f"{row['name']:14}{row['sparsity']:>10.4f}{row['weights']:>12,}{row['nonzero']:>12,}{macs}")
+    lines += [
+        f"conv weights kept {metrics['conv_weights_kept']:.4f}, compression {metrics['compression_ratio']:.2f}×, "
+        f"theoretical speed-up {metrics['theoretical_speedup']:.2f}×",
+        f"test accuracy: dense {metrics['dense_accuracy']:.4f}, pruned {metrics['pruned_accuracy']:.4f}, "
+        f"fine-tuned {metrics['finetuned_accuracy']:.4f}",
+    ]
+    for values, file in metrics["sparse_files"].items():
+        lines.append(
+            f"{values:10} file {file['bytes']:>11,} bytes, {file['dense_over_sparse']:.1f}× smaller than dense, "
+            f"accuracy {file['accuracy']:.4f}"
+        )
+    return "\n".join(lines)

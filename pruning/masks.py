@@ -1,0 +1,79 @@
+"""Which weights are kept: a mask is a bool tensor of its weight's shape; `Masks` maps layer names to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Masks = dict[str, Tensor]
+
+
+def pruned_count(weights: int, sparsity: float) -> int:
+    """Returns how many of `weights` go at `sparsity`, rounded as torch.nn.utils.prune rounds."""
+    return round(weights * sparsity)
+
+
+@torch.no_grad()
+def mask_from_scores(scores: Tensor, sparsity: float) -> Tensor:
+    """Returns the mask that drops the fraction `sparsity` of lowest scores, exactly so many also among equal ones."""
+    flat = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False)
+    flat[lowest.indices] = False
+    return torch.empty_like(scores, dtype=torch.bool).copy_(flat.view(scores.shape))  # in the weight's memory format
+
+
+@torch.no_grad()
+def magnitude_mask(weight: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
+    """Returns the mask that drops the smallest magnitudes (Han et al. 2015, section 3).
+
+    Weights that `kept` already drops go first, so that masks of rising sparsity are nested.
+    """
+    scores = weight.abs() if kept is None else weight.abs().masked_fill(~kept, -1.0)
+    return mask_from_scores(scores, sparsity)
+
+
+@torch.no_grad()
+def random_mask(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """Returns a mask that drops weights at random, the control for every criterion.
+
+    The same generator state gives nested masks for rising sparsity.
+    """
+    scores = torch.rand(weight.shape, generator=generator, device=generator.device)
+    return mask_from_scores(torch.empty_like(weight).copy_(scores), sparsity)
+
+
+def magnitude_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], kept: Masks | None = None) -> Masks:
+    """Returns `magnitude_mask` of every layer at its own sparsity."""
+    return {n: magnitude_mask(w, sparsities[n], None if kept is None else kept[n]) for n, w in weights.items()}
+
+
+def random_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], seed: int) -> Masks:
+    """Returns `random_mask` of every layer at its own sparsity, the same for the same `seed` on one device type."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: random_mask(weight, sparsities[name], generator) for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
+    """Sets the dropped weights to exactly +0."""
+    for name, mask in masks.items():
+        weights[name].masked_fill_(~mask, 0.0)
+
+
+@torch.no_grad()
+def forget_momentum(weights: Mapping[str, Tensor], masks: Masks, optimizer: torch.optim.Optimizer) -> None:
+    """Clears the optimiser's memory of the dropped weights, which would otherwise revive them on the next step."""
+    for name, mask in masks.items():
+        for memory in optimizer.state.get(weights[name], {}).values():
+            if isinstance(memory, Tensor) and memory.shape == mask.shape:
+                memory.masked_fill_(~mask, 0.0)
+
+
+def cubic_sparsity(done: float) -> float:
+    """Returns the fraction of the final sparsity due when `done` of the pruning phase is over.
+
+    s(t) = s_f + (s_i − s_f)(1 − t)³ with s_i = 0 (Zhu & Gupta 2017, Eq. 1).
+    """
+    return 1.0 - (1.0 - min(max(done, 0.0), 1.0)) ** 3

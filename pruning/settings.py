@@ -1,0 +1,89 @@
+"""Every constant of the pruning study; `python pruning/run.py --help` prints this file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from common.cli import RunSettings
+from common.errors import UsageError
+from pruning.allocation import Allocation
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(RunSettings):
+    """Train VGG11-BN on CIFAR-10, scan each layer's sensitivity, prune by magnitude, fine-tune, account, save."""
+
+    smoke: ClassVar[dict[str, Any]] = {
+        "dataset": "digits",
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.02,
+        "finetune_epochs": 1,
+        "scan_images": 60,
+    }
+
+    dataset: Literal["auto", "cifar10", "digits"] = "auto"
+    """Images; auto takes CIFAR-10 where it can be had, else scikit-learn's digits, with a warning."""
+
+    # 1. Train
+    epochs: Annotated[int, Ge(1)] = 10
+    """Passes over the training split for the dense network."""
+    batch_size: Annotated[int, Ge(1)] = 128
+    """Images a step."""
+    learning_rate: Annotated[float, Gt(0)] = 0.1
+    """Peak learning rate of SGD with Nesterov momentum; rises to it linearly and falls to 0 linearly."""
+    warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.25
+    """Fraction of the training after which the learning rate peaks."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Momentum of SGD (Simonyan & Zisserman 2015)."""
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    """L2 penalty (Simonyan & Zisserman 2015)."""
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Probability spread over all classes (Szegedy et al. 2016)."""
+    translate: Annotated[int, Interval(ge=0, le=16)] = 2
+    """Training images move by up to this many pixels (airbench, Jordan 2024)."""
+    flip: bool = True
+    """Training images are mirrored in every other epoch."""
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Decay a step of the weights' moving average, which is what is kept; 0 keeps the last weights."""
+
+    # 2. Sensitivity scan
+    scan_images: Annotated[int, Ge(1)] | None = None
+    """Held-out images the scan uses; none means the whole held-out split."""
+    retrain_per_layer: bool = False
+    """Train anew before each layer is scanned, as the reference study did: eight times the training."""
+
+    # 3. Choose
+    allocation: Allocation = "reference"
+    """How much of each layer goes; random is the control: random masks at the reference sparsities."""
+    sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Overall fraction of convolution weights to prune; none means the reference's 0.7703 (for scan: the budget)."""
+    accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
+    """Held-out accuracy each layer alone may cost, for --allocation scan without --sparsity."""
+
+    # 4. Prune and fine-tune
+    schedule: Literal["one-shot", "gradual"] = "one-shot"
+    """All at once before fine-tuning, or along a cubic curve while fine-tuning (Zhu & Gupta 2017)."""
+    gradual_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.7
+    """Fraction of the fine-tuning over which gradual pruning reaches its final sparsity."""
+    gradual_every: Annotated[int, Ge(1)] = 50
+    """Steps between two prunings of the gradual schedule."""
+    finetune_epochs: Annotated[int, Ge(1)] = 4
+    """Passes over the training split after (or while) pruning."""
+    finetune_learning_rate: Annotated[float, Gt(0)] = 0.03
+    """Peak learning rate of the fine-tuning."""
+    finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    """Fraction of the fine-tuning after which its learning rate peaks."""
+
+    def check(self) -> None:
+        """Raises UsageError for settings that contradict each other."""
+        if self.allocation == "reference" and self.sparsity is not None:
+            raise UsageError(
+                f"--sparsity {self.sparsity} with --allocation reference: its sparsities are fixed; "
+                "choose --allocation scan, uniform, global, lamp, erk or random"
+            )

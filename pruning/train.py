@@ -1,0 +1,139 @@
+"""Training and fine-tuning: the shared loop with this study's loss, optimiser and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.data import Augmentation, Dataset, Split
+from common.device import autocast, random_stream, stream_seed
+from common.experiment import Run
+from common.files import load_weights, save_weights
+from common.training import Recipe, TrainState, accuracy, fit, triangular
+from pruning.masks import Masks, apply_masks, cubic_sparsity, forget_momentum
+from pruning.settings import Settings
+from pruning.vgg import VGG11, prunable_weights
+
+
+def inputs(data: Dataset, split: Split) -> Callable[[slice], Tensor]:
+    """Returns the function from rows of a split to the network's input."""
+    return lambda rows: data.normalise(split.images[rows])
+
+
+def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense") -> VGG11:
+    """Returns a network trained from random weights; another `stage` name means other random numbers."""
+    torch.manual_seed(stream_seed(settings.seed, f"{stage} weights"))
+    model = VGG11(len(data.classes)).to(run.device)
+    recipe = Recipe(
+        settings.epochs,
+        settings.batch_size,
+        triangular(settings.warmup),
+        settings.precision,
+        settings.ema_decay,
+    )
+    weights = run.remembered_weights(
+        stage, lambda: _fit(run, stage, settings, data, model, recipe, settings.learning_rate).state_dict()
+    )
+    model.load_state_dict(weights)
+    return model
+
+
+def fine_tune(
+    run: Run,
+    settings: Settings,
+    data: Dataset,
+    model: VGG11,
+    final_masks: Masks,
+    masks_at: Callable[[float, Masks], Masks],
+) -> Masks:
+    """Fine-tunes `model` in place under masks and returns the masks it ends with.
+
+    One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, masks so far)`
+    every `gradual_every` steps. The dropped weights are exactly zero after every step, also in
+    the moving average, and the momentum under them is cleared, so that nothing can revive them.
+    """
+    gradual = settings.schedule == "gradual"
+    start = {f: torch.ones_like(mask) for f, mask in final_masks.items()} if gradual else final_masks
+    masks = {name: mask.clone() for name, mask in start.items()}
+
+    def keep_pruned(state: TrainState) -> None:
+        if (gradual and state.step % settings.gradual_every == 0) or state.step == state.total_steps:
+            share = cubic_sparsity(state.step / state.total_steps / settings.gradual_fraction) if gradual else 1.0
+            for name, mask in masks_at(share, masks).items() if gradual else ():
+                masks[name].copy_(mask)
+        weights = prunable_weights(model)
+        apply_masks(weights, masks)
+        forget_momentum(weights, masks, state.optimizer)
+        if isinstance(state.average, VGG11):
+            apply_masks(prunable_weights(state.average), masks)
+
+    def tuned() -> dict[str, Tensor]:
+        recipe = Recipe(
+            settings.finetune_epochs,
+            settings.batch_size,
+            triangular(settings.finetune_warmup),
+            settings.precision,
+            settings.ema_decay,
+        )
+        apply_masks(prunable_weights(model), masks)
+        result = _fit(
+            run, "finetuned", settings, data, model, recipe, settings.finetune_learning_rate, keep_pruned, masks
+        )
+        save_weights(run.checkpoints / "masks.safetensors", masks)
+        return result.state_dict()
+
+    model.load_state_dict(run.remembered_weights("finetuned", tuned))
+    final = load_weights(run.checkpoints / "masks.safetensors")
+    return {name: mask.copy_(final[name]) for name, mask in masks.items()}
+
+
+def _fit(
+    run: Run,
+    stage: str,
+    settings: Settings,
+    data: Dataset,
+    model: VGG11,
+    recipe: Recipe,
+    learning_rate: float,
+    after_step: Callable[[TrainState], None] = lambda state: None,
+    masks: Masks | None = None,
+) -> nn.Module:
+    """Runs the shared loop with SGD, label smoothing and augmentation."""
+    generator = random_stream(settings.seed, f"{stage} batches", run.device)
+    augment = Augmentation(data.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+
+    def batch_loss(
+        network: nn.Module, indices: Tensor, epoch: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = data.train.labels[indices]
+        logits = network(data.normalise(augment(indices, epoch, generator)))
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        with autocast(run.device, settings.precision):
+            return {"accuracy/validation": accuracy(network, inputs(data, data.validation), data.validation.labels)}
+
+    return fit(
+        run,
+        stage,
+        model,
+        optimizer,
+        batch_loss,
+        len(data.train),
+        recipe,
+        generator,
+        after_step=after_step,
+        validate=validate,
+        carried=masks,
+    )
