@@ -166,8 +166,8 @@ def _parse_command_line(settings_class: type[Settings], default: Settings, argv:
         if not stop.code:
             raise
         lines = [line.strip("│ ").strip() for line in caught.getvalue().splitlines()]
-        frame = re.compile("^[╭╰─]")
-        rules = [i for i, line in enumerate(lines) if frame.match(line)] + [len(lines)] * 3
+        frame = re.compile("[╭╰].*|[─-]{3,}")  # drawn with dashes where standard output is not UTF-8
+        rules = [i for i, line in enumerate(lines) if frame.fullmatch(line)] + [len(lines)] * 3
         message = " ".join(lines[rules[0] + 1 : rules[1]])
         expected = [line for line in lines[rules[1] + 1 : rules[2]] if line.startswith("--")]
         raise UsageError(message + (f" (expected {expected[0]})" if expected else "") + "; see --help") from None

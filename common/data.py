@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,11 @@ def load(
     wanted = task_default if name == "auto" else name
     stand_in_for = None
     try:
-        finders = {"cifar10": sources.cifar10, "mnist": sources.mnist, "digits": lambda folder: sources.digits()}
+        finders: dict[str, Callable[[Path], sources.RawImages]] = {
+            "cifar10": sources.cifar10,
+            "mnist": sources.mnist,
+            "digits": lambda folder: sources.digits(),
+        }
         raw = finders[wanted](folder)
     except sources.NotHere as missing:
         if name != "auto":

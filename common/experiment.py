@@ -47,7 +47,9 @@ class Run:
         self.settings, self.task, self.device = settings, task, device
         self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
         self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
-        self._memory = self._read("checkpoints/progress.json", {"seconds": 0.0, "task": task})
+        self._memory = self._read(
+            "checkpoints/progress.json", {"seconds": 0.0, "task": task, "git_commit": git_commit()}
+        )
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
         self.finished = (self.path / "metrics.json").exists()
@@ -157,7 +159,7 @@ class Run:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "seconds": self._memory["seconds"],
-            "git_commit": git_commit(),
+            "git_commit": self._memory["git_commit"],  # as the run began: the code may change while it runs
         }
         try:
             text = json.dumps(record, indent=1, allow_nan=False)

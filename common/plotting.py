@@ -30,11 +30,11 @@ def figure(
     title: str, caption: str, *, rows: int = 1, columns: int = 1, size: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:
     """Returns a figure of `size` inches and its axes, row by row; `caption` says which data it shows."""
-    with matplotlib.rc_context(STYLE):
-        sheet = Figure(figsize=size, layout="constrained")
-        axes = sheet.subplots(rows, columns, squeeze=False)
-        stand_in = caption.startswith("STAND-IN")
-        sheet.suptitle(f"{title}\n{caption}", fontsize=10, color="#b00020" if stand_in else "black")
+    matplotlib.rcParams.update(STYLE)
+    sheet = Figure(figsize=size, layout="constrained")
+    axes = sheet.subplots(rows, columns, squeeze=False)
+    stand_in = caption.startswith("STAND-IN")
+    sheet.suptitle(f"{title}\n{caption}", fontsize=10, color="#b00020" if stand_in else "black")
     return sheet, list(axes.flat)
 
 

@@ -145,7 +145,7 @@ def fit(
                 scalars["loss/train"], f"{stage}: the loss of epoch {epoch + 1} (step {state.step})", checkpoint
             )
             scalars |= validate(average if average is not None else model)
-            scalars |= {"learning_rate": max(peak_rates) * multiplier, "images_per_second": len(order) / seconds}
+            scalars |= {"learning_rate": peak_rates[0] * multiplier, "images_per_second": len(order) / seconds}
             run.log(stage, epoch + 1, scalars)
             state.save(checkpoint)
             bar.set_postfix_str(" ".join(f"{k}={v:.3g}" for k, v in scalars.items() if k != "learning_rate"))
@@ -171,7 +171,7 @@ def _progress_bar(stage: str, state: TrainState) -> tqdm[Any]:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Callable[[slice], Tensor], labels: Tensor, batch_size: int = 250) -> float:
-    """Returns the fraction of all `labels` (N,) that the model in evaluation mode predicts: a count, no mean of batches.
+    """Returns the fraction of all `labels` (N,) that the model in evaluation mode predicts, counted image by image.
 
     `images(rows)` returns the network's input for those rows.
     """

@@ -79,22 +79,23 @@ class SparseConv2d(nn.Module):
         return output.view(-1, batch, height, width).transpose(0, 1)
 
 
-def latencies(dense: VGG11, pruned: VGG11, images: Tensor, repeats: int = 15) -> dict[str, dict[str, float]]:
+def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float = 2.0) -> dict[str, dict[str, float]]:
     """Returns median seconds a forward pass for batches of 1 and of all `images` (B, C, H, W), in float32.
 
     `dense`: the network before pruning. `pruned`: the same dense kernels over weights that are mostly zero.
-    `pruned_csr`: torch's own sparse product instead of convolutions. The three are timed in turn.
+    `pruned_csr`: torch's own sparse product instead of convolutions. The three are timed in turn, for
+    three rounds and `seconds` of time at least.
     """
     sparse = copy.deepcopy(pruned)
     for name, conv in prunable_layers(sparse).items():
         sparse.features[int(name.removeprefix("features."))] = SparseConv2d(conv)
     models = {"dense": dense, "pruned": pruned, "pruned_csr": sparse}
-    return {f"batch_{len(batch)}": _median_seconds(models, batch, repeats) for batch in (images[:1], images)}
+    return {f"batch_{len(batch)}": _median_seconds(models, batch, seconds) for batch in (images[:1], images)}
 
 
 @torch.inference_mode()
-def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, repeats: int) -> dict[str, float]:
-    def seconds(forward: Callable[[Tensor], Tensor]) -> float:
+def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
+    def time_of(forward: Callable[[Tensor], Tensor]) -> float:
         synchronize(images.device)
         start = time.perf_counter()
         forward(images)
@@ -102,6 +103,8 @@ def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, repeats: in
         return time.perf_counter() - start
 
     for model in models.values():
-        model.eval()(images)
-    rounds = [{name: seconds(model) for name, model in models.items()} for _ in range(repeats)]
+        model.eval()(images)  # the first pass chooses kernels
+    start, rounds = time.perf_counter(), list[dict[str, float]]()
+    while len(rounds) < 3 or time.perf_counter() - start < seconds:
+        rounds.append({name: time_of(model) for name, model in models.items()})
     return {name: statistics.median(times[name] for times in rounds) for name in models}

@@ -81,7 +81,7 @@ def scan_for_sparsity(
             sum(_tolerated(curves[name], accuracy, drop) * weight.numel() for name, weight in weights.items()) / total
         )
 
-    low, high = 0.0, 1.0  # a drop of 1 is more than any accuracy: everything may go
+    low, high = -1.0, 1.0  # below 0 nothing may go; a drop of 1 is more than any accuracy, and everything may go
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if overall(middle) < sparsity else (low, middle)
@@ -98,6 +98,8 @@ def _tolerated(curve: Curve, accuracy: float, drop: float) -> float:
     points = sorted((float(sparsity), value) for sparsity, value in curve.items())
     sparsity = np.array([0.0, *(s for s, _ in points), 1.0])
     lost = np.maximum.accumulate(accuracy - np.array([accuracy, *(value for _, value in points), 0.0]))
+    if drop < 0:
+        return 0.0
     first_over = int(np.searchsorted(lost, drop, side="right"))
     if first_over == len(lost):
         return 1.0

@@ -113,8 +113,8 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
         bars = time.bar(positions, relative, width=0.38, color=COLOURS[k], label=label)
         time.bar_label(bars, [f"{value:.2f}×" for value in relative], fontsize=7)
         time.set_xticks(positions, ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"])
-    time.set(ylabel="measured time, relative to dense")
-    time.legend()
+    time.set(ylabel="measured time, relative to dense", yscale="log")
+    time.legend(loc="upper left")
     return sheet
 
 

@@ -43,7 +43,9 @@ def main(settings: Settings) -> None:
     metrics: dict[str, Any] = {
         "dataset": images.record(),
         "dense_accuracy": run.remembered("dense_accuracy", lambda: test_accuracy(dense)),
-        "dense_validation_accuracy": run.remembered("dense_validation_accuracy", lambda: held_out(dense, images)),
+        "dense_validation_accuracy": run.remembered(
+            "dense_validation_accuracy", lambda: held_out_accuracy(settings, dense, images)
+        ),
     }
     say(f"    dense accuracy {metrics['dense_accuracy']:.4f}")
 
@@ -91,9 +93,10 @@ def main(settings: Settings) -> None:
     print(run.path)
 
 
-def held_out(network: VGG11, images: data.Dataset) -> float:
-    """Returns the accuracy on the held-out split, on which every choice is made."""
-    return accuracy(network, inputs(images, images.validation), images.validation.labels)
+def held_out_accuracy(settings: Settings, network: VGG11, images: data.Dataset) -> float:
+    """Returns the accuracy on the held-out images of the scan: every choice is made on these, none on test."""
+    split = images.validation.head(settings.scan_images)
+    return accuracy(network, inputs(images, split), split.labels)
 
 
 def measure_sensitivity(run: Run, settings: Settings, images: data.Dataset, dense: VGG11) -> Sensitivity:

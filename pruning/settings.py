@@ -39,12 +39,14 @@ class Settings(RunSettings):
     """Peak learning rate of SGD with Nesterov momentum; rises to it linearly and falls to 0 linearly."""
     warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.25
     """Fraction of the training after which the learning rate peaks."""
-    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
-    """Momentum of SGD (Simonyan & Zisserman 2015)."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.85
+    """Nesterov momentum (airbench, Jordan 2024)."""
     weight_decay: Annotated[float, Ge(0)] = 5e-4
     """L2 penalty (Simonyan & Zisserman 2015)."""
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    """Probability spread over all classes (Szegedy et al. 2016)."""
+    bias_rate: Annotated[float, Gt(0)] = 64.0
+    """Learning rate of the biases over that of the weights (airbench, Jordan 2024); their decay is divided by it."""
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    """Probability spread over all classes (Szegedy et al. 2016; the value of airbench)."""
     translate: Annotated[int, Interval(ge=0, le=16)] = 2
     """Training images move by up to this many pixels (airbench, Jordan 2024)."""
     flip: bool = True
@@ -75,7 +77,7 @@ class Settings(RunSettings):
     """Steps between two prunings of the gradual schedule."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training split after (or while) pruning."""
-    finetune_learning_rate: Annotated[float, Gt(0)] = 0.03
+    finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
     """Peak learning rate of the fine-tuning."""
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     """Fraction of the fine-tuning after which its learning rate peaks."""

@@ -52,8 +52,8 @@ def save_sparse(path: Path, weights: Mapping[str, Tensor], masks: Masks, values:
     """Writes a state dict whose tensors `<layer>.weight` are pruned by `masks[layer]`; returns the bytes on disk.
 
     `float32` gives everything back bit for bit. `float16` rounds every value to the nearest half: a relative error of
-    2⁻¹¹ at most, or 2⁻²⁵ absolute for the tiniest. `codebook8` and `codebook5` put 256 or 32 shared values in each layer
-    and keep all other tensors as float16.
+    2⁻¹¹ at most, or 2⁻²⁵ absolute for the tiniest. `codebook8` and `codebook5` share 256 or 32 values in each layer and
+    keep all other tensors as float16.
     """
     content = pack(weights, masks, values)
     write_atomically(path, content)
@@ -104,7 +104,8 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values) -> bytes:
                 entries.append(entry)
                 continue
         if array.dtype == np.float32 and values != "float32":
-            halved = array.astype(np.float16)
+            with np.errstate(over="ignore"):
+                halved = array.astype(np.float16)
             array = halved if np.isfinite(halved).all() else array
         entries.append(entry | {"stored": array.dtype.str, "values": section(_planes(array))})
 
@@ -129,8 +130,8 @@ def unpack(content: bytes) -> SparseNetwork:
     # From here on the bytes are what `pack` wrote, so an inconsistency is a forged file, refused all the same.
     try:
         return _read_sections(content, header_bytes)
-    except (KeyError, TypeError, IndexError, zstandard.ZstdError, json.JSONDecodeError, RuntimeError) as error:
-        raise ValueError(f"inconsistent contents ({error!r})") from None
+    except (KeyError, TypeError, IndexError, ValueError, MemoryError, RuntimeError, zstandard.ZstdError) as error:
+        raise ValueError(f"inconsistent contents ({error})") from None
 
 
 def _read_sections(content: bytes, header_bytes: int) -> SparseNetwork:
@@ -161,13 +162,13 @@ def _read_sections(content: bytes, header_bytes: int) -> SparseNetwork:
             array = full
         weights[entry["name"]] = torch.from_numpy(array.reshape(entry["shape"]))
     if start != len(content) - 32 or header["values"] not in VALUES:
-        raise ValueError("inconsistent contents (lengths or value format)")
+        raise ValueError("lengths or value format")
     return SparseNetwork(weights, masks, header["values"])
 
 
 def _decompress(frame: bytes, limit: int) -> bytes:
     if zstandard.frame_content_size(frame) > limit:
-        raise ValueError("inconsistent contents (a section is larger than its tensor)")
+        raise ValueError("a section is larger than its tensor")
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
@@ -184,7 +185,7 @@ def _positions(gaps: bytes, size: int, count: int) -> np.ndarray:
     ends = np.flatnonzero(coded != 255)
     positions = np.cumsum(coded)[ends] + np.arange(len(ends))
     if len(positions) != count or (count and positions[-1] >= size):
-        raise ValueError("inconsistent contents (kept positions)")
+        raise ValueError("kept positions")
     return positions
 
 

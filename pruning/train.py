@@ -104,11 +104,15 @@ def _fit(
     """Runs the shared loop with SGD, label smoothing and augmentation."""
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
     augment = Augmentation(data.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("bias")]
+    rate, decay = settings.bias_rate, settings.weight_decay
     optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=learning_rate,
+        [
+            {"params": weights, "lr": learning_rate, "weight_decay": decay},
+            {"params": biases, "lr": learning_rate * rate, "weight_decay": decay / rate},
+        ],
         momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
         nesterov=settings.momentum > 0,
     )
 

@@ -47,6 +47,9 @@ class VGG11(nn.Module):
             conv.load_state_dict(self.features[index].state_dict())
             self.features[index] = conv
         self.classifier = nn.Linear(512, classes)
+        for conv in prunable_layers(self).values():
+            conv.reset_parameters()
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])  # starts as the identity (airbench, section 3.3)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:

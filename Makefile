@@ -1,0 +1,35 @@
+# `make demo` and `make test` work in a bare clone: each makes .venv and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test lint bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+demo: .venv/installed ## a short run of the experiments; prints where the results are
+	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml
+	@echo "Results: results/pruning (the folder above). The whole study: $(BIN)/python pruning/run.py"
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir results"
+
+test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: .venv/installed ## speed beside the plain loop and the naive scan, in one run
+	$(BIN)/python benchmarks/pruning_speed.py
+
+clean: ## removes the environment and caches, no results
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,153 @@
+"""Settings: who wins, what is refused, and how it is told."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytest
+import yaml
+from annotated_types import Ge, Interval
+
+from common import cli
+from common.errors import RunError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(cli.RunSettings):
+    """A task's settings."""
+
+    smoke: ClassVar[dict[str, Any]] = {"epochs": 1, "dataset": "digits"}
+
+    dataset: Literal["auto", "digits"] = "auto"
+    epochs: Annotated[int, Ge(1)] = 10
+    """Passes over the data."""
+    rate: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    target: Annotated[float, Ge(0)] | None = None
+    flip: bool = True
+
+
+def preset(folder: Path, text: str) -> str:
+    (folder / "preset.yaml").write_text(text)
+    return str(folder / "preset.yaml")
+
+
+def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
+    path = preset(tmp_path, "epochs: 5\nrate: 1e-3\nflip: false\n")
+    settings = cli.parse(Settings, ["--config", path, "--epochs", "7"])
+    assert (settings.epochs, settings.rate, settings.flip, settings.target) == (7, 1e-3, False, None)
+
+
+def test_smoke_test_beats_yaml_but_not_the_command_line(tmp_path: Path) -> None:
+    path = preset(tmp_path, "epochs: 5\n")
+    assert cli.parse(Settings, [f"--config={path}", "--smoke-test"]).epochs == 1
+    assert cli.parse(Settings, ["--smoke-test", "--epochs", "2", "--config", path]).epochs == 2
+
+
+def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
+    settings = cli.parse(Settings, ["--rate", "0.25", "--target", "3", "--results-dir", "some/where", "--no-flip"])
+    path = preset(tmp_path, cli.to_yaml(settings))
+    assert dataclasses.replace(cli.parse(Settings, ["--config", path]), config=None) == settings
+    names = {f.name for f in dataclasses.fields(Settings)} - {"config", "resume"}
+    assert yaml.safe_load(cli.to_yaml(settings)).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epochs", "0"], ["--epochs", "0", "greater than or equal to 1"]),
+        (["--epochs", "x"], ["--epochs", "x", "INT"]),
+        (["--epochs"], ["--epochs"]),
+        (["--rate", "1.0"], ["--rate", "1.0", "less than 1"]),
+        (["--rate", "nan"], ["--rate", "nan"]),
+        (["--target", "-1"], ["--target", "-1"]),
+        (["--dataset", "imagenet"], ["--dataset", "imagenet", "digits"]),
+        (["--seed", "-3"], ["--seed", "-3"]),
+        (["--device", "tpu"], ["--device", "tpu", "cuda"]),
+        (["--epoch", "3"], ["--epoch"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["stray"], ["stray"]),
+        (["--config"], ["--config"]),
+        (["--config", "no/such.yaml"], ["--config no/such.yaml", "no such file"]),
+    ],
+)
+def test_bad_command_lines_are_told_in_one_line(
+    arguments: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda settings: None, Settings, arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "╭" not in message
+    assert all(part in message for part in told), message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epochs: 0", "--epochs 0"),
+        ("epochs: many", "--epochs many"),
+        ("epoch: 3", "unknown setting 'epoch'"),
+        ("dataset: imagenet", "--dataset imagenet"),
+        ("- a\n- b", "holds no settings"),
+        ("", "holds no settings"),
+        ("epochs: [1", "cannot be read as YAML"),
+    ],
+)
+def test_bad_presets_are_usage_errors(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told.replace("[", r"\[")):
+        cli.parse(Settings, ["--config", preset(tmp_path, text)])
+
+
+def test_resume_keeps_the_runs_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(cli.to_yaml(Settings(epochs=4)))
+    assert cli.parse(Settings, ["--resume", str(tmp_path)]).epochs == 4
+    assert cli.parse(Settings, ["--resume", str(tmp_path), "--data-dir", "elsewhere"]).data_dir == Path("elsewhere")
+    with pytest.raises(UsageError, match="--epochs 5 beside --resume: the run was started with 4"):
+        cli.parse(Settings, ["--resume", str(tmp_path), "--epochs", "5"])
+    with pytest.raises(UsageError, match="--config beside --resume"):
+        cli.parse(Settings, ["--resume", str(tmp_path), "--config", "x.yaml"])
+    with pytest.raises(RunError, match="no such file"):
+        cli.parse(Settings, ["--resume", str(tmp_path / "none")])
+
+
+def failing(error: BaseException) -> Any:
+    def main(settings: Settings) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (RunError("the loss is nan"), 1, "the loss is nan"),
+        (UsageError("--sparsity 2"), 2, "--sparsity 2"),
+        (OSError(28, "No space left on device", "results/x"), 1, "results/x: No space left on device"),
+        (PermissionError(13, "Permission denied", "results"), 1, "results: Permission denied"),
+        (KeyboardInterrupt(), 130, "--resume"),
+    ],
+)
+def test_expected_failures_are_one_line(
+    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(failing(error), Settings, [])
+    assert stop.value.code == status
+    message = capsys.readouterr().err
+    assert told in message
+    assert message.count("\n") == 1
+
+
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.run(failing(ZeroDivisionError()), Settings, [])
+
+
+def test_help_shows_the_field_comments() -> None:
+    done = subprocess.run([sys.executable, "pruning/run.py", "--help"], capture_output=True, text=True, check=True)
+    assert "Passes over the training split for the dense network." in done.stdout
+    assert "--resume" in done.stdout

@@ -1,0 +1,127 @@
+"""Allocation rules: the target is met within one weight a layer, no layer vanishes, each rule is its paper's."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pruning import allocation
+from pruning.masks import magnitude_masks
+from pruning.sensitivity import SPARSITIES
+from pruning.vgg import VGG11, prunable_weights
+
+SHAPES = {"a": (8, 3, 3, 3), "b": (16, 8, 3, 3), "c": (32, 16, 3, 3), "d": (32, 32, 3, 3)}
+
+
+def some_weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * (i + 1) for i, (name, shape) in enumerate(SHAPES.items())}
+
+
+def falling_curves() -> dict[str, dict[str, float]]:
+    """Layers from robust to sensitive, one of them with a flat stretch."""
+    return {
+        name: {str(s): max(0.9 - 0.9 * s ** (5 - i), 0.1) if name != "c" or s > 0.5 else 0.9 for s in SPARSITIES}
+        for i, name in enumerate(SHAPES)
+    }
+
+
+def pruned_weights(weights: dict[str, Tensor], sparsities: dict[str, float]) -> float:
+    return sum(sparsities[name] * weight.numel() for name, weight in weights.items())
+
+
+RULES = {
+    "uniform": allocation.uniform,
+    "global": allocation.global_magnitude,
+    "lamp": allocation.lamp,
+    "erk": allocation.erk,
+    "scan": lambda weights, s: allocation.scan_for_sparsity(weights, falling_curves(), 0.9, s),
+}
+
+
+@given(rule=st.sampled_from(sorted(RULES)), sparsity=st.floats(0, 0.995))
+@settings(deadline=None, max_examples=150)
+def test_target_is_met_within_one_weight_a_layer(rule: str, sparsity: float) -> None:
+    weights = some_weights()
+    sparsities = RULES[rule](weights, sparsity)
+    target = sparsity * sum(weight.numel() for weight in weights.values())
+    assert abs(pruned_weights(weights, sparsities) - target) <= len(weights)
+    for name, mask in magnitude_masks(weights, sparsities).items():
+        assert mask.any()
+        assert int((~mask).sum()) == pytest.approx(sparsities[name] * mask.numel())
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_no_layer_loses_its_last_weight(rule: str) -> None:
+    weights = some_weights()
+    weights["a"] *= 1e-6  # a layer that global magnitude would erase
+    for name, mask in magnitude_masks(weights, RULES[rule](weights, 0.9999)).items():
+        assert mask.any(), name
+
+
+def test_reference_keeps_22_97_percent() -> None:
+    weights = prunable_weights(VGG11())
+    masks = magnitude_masks(weights, allocation.reference(weights))
+    kept, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+    assert (kept, total) == (2_117_548, 9_217_728)
+
+
+def test_global_is_one_threshold_for_the_whole_network() -> None:
+    weights = some_weights()
+    masks = magnitude_masks(weights, allocation.global_magnitude(weights, 0.5))
+    kept = torch.cat([weights[n][m].abs() for n, m in masks.items()])
+    dropped = torch.cat([weights[n][~m].abs() for n, m in masks.items()])
+    assert kept.min() >= dropped.max()
+
+
+def test_lamp_matches_the_definition() -> None:
+    """Scores computed weight by weight from Eq. 1 of Lee et al. 2021, on a small network."""
+    weights = {"a": torch.tensor([[0.1, -2.0], [0.5, 1.0]]), "b": torch.tensor([3.0, 0.2, -0.3])}
+    scores = []
+    for name, weight in weights.items():
+        flat = weight.flatten().tolist()
+        scores += [(w * w / sum(v * v for v in flat if v * v >= w * w), name) for w in flat]
+    for dropped in range(1, 5):
+        lowest = [name for _, name in sorted(scores)[:dropped]]
+        sparsities = allocation.lamp(weights, dropped / 7)
+        assert {n: round(sparsities[n] * w.numel()) for n, w in weights.items()} == {
+            name: lowest.count(name) for name in weights
+        }
+
+
+def test_erk_densities_are_proportional_until_they_reach_one() -> None:
+    weights = some_weights()
+    sparsities = allocation.erk(weights, 0.8)
+    density = {name: 1 - s for name, s in sparsities.items()}
+    raw = {name: sum(w.shape) / w.numel() for name, w in weights.items()}
+    open_layers = [name for name in weights if density[name] < 1]
+    assert len(open_layers) >= 2
+    for one, other in itertools.combinations(open_layers, 2):
+        rounding = 1 / weights[one].numel() + 1 / weights[other].numel()
+        assert density[one] / density[other] == pytest.approx(raw[one] / raw[other], abs=20 * rounding)
+    assert density["a"] == 1  # the smallest layer would exceed one, and is left dense
+
+
+def test_scan_budget_reads_the_curve() -> None:
+    weights = {"a": torch.randn(1000), "b": torch.randn(1000)}
+    curves = {
+        "a": {str(s): 0.9 if s <= 0.5 else 0.5 for s in SPARSITIES},
+        "b": {str(s): 0.9 - 0.1 * s for s in SPARSITIES},
+    }
+    sparsities = allocation.scan_for_budget(weights, curves, accuracy=0.9, budget=0.05)
+    assert sparsities["a"] == pytest.approx(0.5 + 0.1 * 0.05 / 0.4, abs=1e-3)  # linear between 0.5 and 0.6
+    assert sparsities["b"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_scan_spares_the_sensitive_layer() -> None:
+    sparsities = allocation.scan_for_sparsity(some_weights(), falling_curves(), 0.9, 0.8)
+    assert sparsities["d"] < sparsities["b"] < sparsities["a"]
+
+
+def test_scan_with_accuracies_above_the_dense_one() -> None:
+    curves = {name: {str(s): 0.95 for s in SPARSITIES} for name in SHAPES}
+    sparsities = allocation.scan_for_budget(some_weights(), curves, accuracy=0.9, budget=0.01)
+    assert all(0.9 < s < 1 for s in sparsities.values())

@@ -1,0 +1,119 @@
+"""Masks: exact counts, agreement with torch.nn.utils.prune, and nothing that revives a weight."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from pruning.masks import (
+    apply_masks,
+    cubic_sparsity,
+    forget_momentum,
+    magnitude_mask,
+    magnitude_masks,
+    mask_from_scores,
+    pruned_count,
+    random_mask,
+    random_masks,
+)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77, 0.9, 0.999])
+def test_magnitude_mask_equals_torch_prune(sparsity: float) -> None:
+    conv = nn.Conv2d(13, 17, 3)
+    mask = magnitude_mask(conv.weight, sparsity)
+    prune.l1_unstructured(conv, "weight", amount=sparsity)
+    assert torch.equal(mask, conv.weight_mask.bool())
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.integers(1, 3))
+@settings(deadline=None)
+def test_count_is_exact_even_among_equal_scores(size: int, sparsity: float, levels: int) -> None:
+    scores = torch.randint(levels, (size,), generator=torch.Generator().manual_seed(size)).float()
+    mask = mask_from_scores(scores, sparsity)
+    assert int((~mask).sum()) == pruned_count(size, sparsity)
+    if mask.any() and not mask.all():
+        assert scores[mask].min() >= scores[~mask].max()
+
+
+def test_mask_keeps_the_memory_format() -> None:
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    assert magnitude_mask(weight, 0.5).is_contiguous(memory_format=torch.channels_last)
+    assert random_mask(weight, 0.5, torch.Generator()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_masks_of_rising_sparsity_are_nested(generator: torch.Generator) -> None:
+    weight = torch.randn(20, 10, 3, 3, generator=generator)
+    masks = magnitude_masks({"a": weight}, {"a": 0.3})
+    moved = weight + torch.randn(weight.shape, generator=generator)  # trained on: what was dropped may have grown
+    for sparsity in (0.5, 0.9):
+        after = magnitude_masks({"a": moved}, {"a": sparsity}, kept=masks)
+        assert not (after["a"] & ~masks["a"]).any()
+        assert int((~after["a"]).sum()) == pruned_count(weight.numel(), sparsity)
+        masks = after
+    few, many = (random_masks({"a": weight}, {"a": s}, seed=3)["a"] for s in (0.3, 0.8))
+    assert not (many & ~few).any()
+
+
+def test_random_mask_ignores_magnitude(generator: torch.Generator) -> None:
+    weight = torch.randn(100_000, generator=generator)
+    mask = random_mask(weight, 0.5, generator)
+    assert weight[mask].abs().mean().item() == pytest.approx(weight.abs().mean().item(), rel=0.02)
+    assert not torch.equal(mask, random_mask(weight, 0.5, generator))
+
+
+@pytest.mark.parametrize(
+    "optimizer_class",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+    ],
+)
+def test_momentum_cannot_revive_a_weight(optimizer_class) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3)
+    optimizer = optimizer_class(conv.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        conv(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+
+    step()  # builds up momentum before anything is pruned
+    weights = {"": conv.weight}
+    masks = magnitude_masks(weights, {"": 0.6})
+    dropped = ~masks[""]
+    for _ in range(5):
+        step()
+        apply_masks(weights, masks)
+        forget_momentum(weights, masks, optimizer)
+        assert torch.equal(conv.weight[dropped], torch.zeros(int(dropped.sum())))
+        assert not torch.signbit(conv.weight[dropped]).any()  # +0, so that files come back bit for bit
+        for memory in optimizer.state[conv.weight].values():
+            if memory.shape == dropped.shape:
+                assert not memory[dropped].any()
+                assert memory[~dropped].any()
+    assert conv.weight[~dropped].all()
+
+
+def test_without_masking_the_same_steps_do_revive() -> None:
+    """The control of the test above: a mask applied once is not enough."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3)
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1, momentum=0.9)
+    masks = magnitude_masks({"": conv.weight}, {"": 0.6})
+    conv(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    apply_masks({"": conv.weight}, masks)
+    optimizer.zero_grad()
+    conv.weight.grad = torch.zeros_like(conv.weight)
+    optimizer.step()
+    assert conv.weight[~masks[""]].any()
+
+
+def test_cubic_schedule() -> None:
+    assert cubic_sparsity(0) == 0
+    assert cubic_sparsity(0.5) == pytest.approx(0.875)  # Zhu & Gupta 2017, Eq. 1, at half time
+    assert cubic_sparsity(1) == cubic_sparsity(1.4) == 1

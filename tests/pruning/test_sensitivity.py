@@ -1,0 +1,52 @@
+"""The fast scan gives the naive scan's accuracies to the last image and leaves the network alone."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from pruning.masks import apply_masks, magnitude_mask
+from pruning.sensitivity import Sensitivity, scan
+from pruning.vgg import VGG11, prunable_layers
+
+
+@torch.inference_mode()
+def naive_scan(model: VGG11, images: Tensor, labels: Tensor, sparsities: tuple[float, ...]) -> Sensitivity:
+    """The reference: for every layer and sparsity, prune a copy of the network and pass the images through all of it."""
+    result: Sensitivity = {}
+    for layer in prunable_layers(model):
+        result[layer] = {}
+        for sparsity in sparsities:
+            pruned = copy.deepcopy(model).eval()
+            weight = prunable_layers(pruned)[layer].weight
+            apply_masks({layer: weight}, {layer: magnitude_mask(weight, sparsity)})
+            correct = int((pruned(images).argmax(1) == labels).sum())
+            result[layer][str(sparsity)] = correct / len(labels)
+    return result
+
+
+def test_agrees_with_the_naive_scan_to_the_last_image(network: VGG11) -> None:
+    images = torch.randn(90, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        labels = network(images).argmax(1)  # the dense network is right everywhere, so that every flip shows
+    sparsities = (0.3, 0.6, 0.9)
+    fast = scan(network, lambda rows: images[rows], labels, sparsities=sparsities, batch_size=40)
+    assert fast == naive_scan(network, images, labels, sparsities)
+    assert len({accuracy for curve in fast.values() for accuracy in curve.values()}) > 5  # not all the same
+
+
+def test_leaves_weights_statistics_and_mode_untouched(network: VGG11) -> None:
+    model = copy.deepcopy(network).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(6, 3, 32, 32)
+    scan(model, lambda rows: images[rows], torch.zeros(6, dtype=torch.long), sparsities=(0.5,))
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(not p.is_inference() for p in model.parameters())
+
+
+def test_chosen_layers_only(network: VGG11) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    result = scan(network, lambda rows: images[rows], torch.zeros(4, dtype=torch.long), ["features.8"], (0.1, 0.9))
+    assert list(result) == ["features.8"]
+    assert list(result["features.8"]) == ["0.1", "0.9"]
