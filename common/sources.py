@@ -39,7 +39,7 @@ MNIST_FILES = {  # name → (MD5, number of images); http://yann.lecun.com/exdb/
     "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 60_000),
     "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", 60_000),
     "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 10_000),
-    "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c629615203637", 10_000),
+    "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_000),
 }
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 IMAGES = (".jpg", ".jpeg", ".png")

@@ -21,11 +21,13 @@ History = Mapping[str, list[float]]
 def training(dense: History, finetuned: History, caption: str) -> Figure:
     """Loss and accuracy of both trainings, epoch by epoch."""
     sheet, (loss, accuracy) = figure("Training and fine-tuning", caption, columns=2, size=(8, 3.2))
-    last = dense["step"][-1]
+    last = dense["step"][-1] if dense else 0.0  # a network that was given has no history
     for history, offset, name, colour in (
         (dense, 0.0, "dense", COLOURS[0]),
         (finetuned, last, "fine-tuning", COLOURS[1]),
     ):
+        if not history:
+            continue
         epochs = [offset + step for step in history["step"]]
         loss.plot(epochs, history["loss/train"], color=colour, marker="o", label=name)
         accuracy.plot(

@@ -107,7 +107,7 @@ def measure_sensitivity(run: Run, settings: Settings, images: data.Dataset, dens
         return scan(dense, pixels, labels)
     curves: Sensitivity = {}
     for layer in prunable_layers(dense):
-        curves |= scan(train_dense(run, settings, images, f"dense for {layer}"), pixels, labels, layers=[layer])
+        curves |= scan(train_dense(run, settings, images, f"dense-{layer}"), pixels, labels, layers=[layer])
     return curves
 
 

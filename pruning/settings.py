@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
@@ -31,6 +32,8 @@ class Settings(RunSettings):
     """Images; auto takes CIFAR-10 where it can be had, else scikit-learn's digits, with a warning."""
 
     # 1. Train
+    dense_weights: Path | None = None
+    """Trained network to start from, a run's checkpoints/dense.safetensors; none trains one."""
     epochs: Annotated[int, Ge(1)] = 10
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
@@ -84,6 +87,10 @@ class Settings(RunSettings):
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
+        if self.dense_weights is not None and self.retrain_per_layer:
+            raise UsageError(
+                "--dense-weights with --retrain-per-layer: one starts from a network, the other trains anew"
+            )
         if self.allocation == "reference" and self.sparsity is not None:
             raise UsageError(
                 f"--sparsity {self.sparsity} with --allocation reference: its sparsities are fixed; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from common.data import Augmentation, Dataset, Split
 from common.device import autocast, random_stream, stream_seed
+from common.errors import RunError
 from common.experiment import Run
 from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, accuracy, fit, triangular
@@ -24,7 +26,13 @@ def inputs(data: Dataset, split: Split) -> Callable[[slice], Tensor]:
 
 
 def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense") -> VGG11:
-    """Returns a network trained from random weights; another `stage` name means other random numbers."""
+    """Returns a network trained from random weights; another `stage` name means other random numbers.
+
+    With `--dense-weights` that network is taken in place of training one.
+
+    Raises:
+        RunError: the file holds no VGG11 with this many classes.
+    """
     torch.manual_seed(stream_seed(settings.seed, f"{stage} weights"))
     model = VGG11(len(data.classes)).to(run.device)
     recipe = Recipe(
@@ -34,11 +42,22 @@ def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense
         settings.precision,
         settings.ema_decay,
     )
-    weights = run.remembered_weights(
-        stage, lambda: _fit(run, stage, settings, data, model, recipe, settings.learning_rate).state_dict()
-    )
-    model.load_state_dict(weights)
+
+    def trained() -> dict[str, Tensor]:
+        if settings.dense_weights is not None:
+            return _read_network(settings.dense_weights, model)
+        return _fit(run, stage, settings, data, model, recipe, settings.learning_rate).state_dict()
+
+    model.load_state_dict(run.remembered_weights(stage, trained))
     return model
+
+
+def _read_network(path: Path, model: VGG11) -> dict[str, Tensor]:
+    weights = load_weights(path)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        raise RunError(f"--dense-weights {path}: not a VGG11 with {model.classifier.out_features} classes")
+    return weights
 
 
 def fine_tune(

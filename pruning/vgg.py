@@ -43,9 +43,7 @@ class VGG11(nn.Module):
         super().__init__()
         self.features = vgg11_bn(weights=None).features
         for index in (22, 25):  # the two layers that see 2×2 maps
-            conv = Conv2dOn2x2(512, 512, kernel_size=3, padding=1)
-            conv.load_state_dict(self.features[index].state_dict())
-            self.features[index] = conv
+            self.features[index] = Conv2dOn2x2(512, 512, kernel_size=3, padding=1)
         self.classifier = nn.Linear(512, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()

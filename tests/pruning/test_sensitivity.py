@@ -12,7 +12,7 @@ from pruning.vgg import VGG11, prunable_layers
 
 @torch.inference_mode()
 def naive_scan(model: VGG11, images: Tensor, labels: Tensor, sparsities: tuple[float, ...]) -> Sensitivity:
-    """The reference: for every layer and sparsity, prune a copy of the network and pass the images through all of it."""
+    """The reference: for every layer and sparsity, prune a copy of the network and pass the images through it all."""
     result: Sensitivity = {}
     for layer in prunable_layers(model):
         result[layer] = {}
