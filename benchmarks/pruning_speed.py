@@ -1,0 +1,238 @@
+"""Training and scanning speed beside what people write by hand, in turn, in one run, as ratios.
+
+`python benchmarks/pruning_speed.py`; the plain loop is float32, DataLoader, torchvision transforms, the same network
+with torchvision's own layers, the same batch. The naive scan passes every held-out image through the whole network for
+each of the 8 × 9 settings. Rates are medians over the rounds; the range of the paired ratios shows the noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+from torchvision.models import vgg11_bn
+
+from common import data
+from common.device import autocast, resolve_precision, set_up, synchronize
+from pruning.sensitivity import SPARSITIES, scan
+from pruning.train import inputs
+from pruning.vgg import VGG11, prunable_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Speed of training and of the sensitivity scan beside the plain versions."""
+
+    rounds: int = 5
+    """Rounds; in each one both sides of a comparison run in turn."""
+    steps: int = 10
+    """Training steps a round."""
+    scan_images: int = 256
+    """Held-out images of the scan comparison."""
+    batch_size: int = 128
+    """Images a step, on both sides."""
+    workers: int = 2
+    """DataLoader workers of the plain loop's second row; its first row uses none."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    data_dir: Path | None = None
+    """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
+    output: Path | None = None
+    """JSON file for the figures."""
+
+
+class PlainVGG(nn.Module):
+    """The same network as people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = vgg11_bn(weights=None).features
+        self.classifier = nn.Linear(512, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits `(B, 10)` for images `(B, 3, 32, 32)`."""
+        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
+        return logits
+
+
+class PlainDataset(TorchDataset[tuple[Tensor, int]]):
+    """PIL images through torchvision transforms, one by one."""
+
+    def __init__(self, split: data.Split, transform: Callable[[Any], Tensor]) -> None:
+        self.images = [transforms.functional.to_pil_image(image) for image in split.images.cpu()]
+        self.labels, self.transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def normalisation(images: data.Dataset) -> list[Any]:
+    """Returns the plain loop's ToTensor and Normalize."""
+    return [transforms.ToTensor(), transforms.Normalize(images.mean.tolist(), images.std.tolist())]
+
+
+def plain_training(images: data.Dataset, device: torch.device, batch_size: int, workers: int) -> Callable[[int], None]:
+    """Returns a function that does so many steps of the plain loop."""
+    augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    dataset = PlainDataset(images.train, transforms.Compose([*augmentation, *normalisation(images)]))
+    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    model = PlainVGG().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from loader
+
+    endless = batches()
+
+    def steps(count: int) -> None:
+        torch.set_float32_matmul_precision("highest")  # torch's default, which a plain script leaves as it is
+        for _ in range(count):
+            pixels, labels = next(endless)
+            optimizer.zero_grad()
+            F.cross_entropy(model(pixels.to(device)), labels.to(device)).backward()
+            optimizer.step()
+        synchronize(device)
+        torch.set_float32_matmul_precision("medium")
+
+    return steps
+
+
+def our_training(images: data.Dataset, device: torch.device, batch_size: int) -> Callable[[int], None]:
+    """Returns a function that does so many steps as `pruning/train.py` does them."""
+    generator = torch.Generator(device).manual_seed(0)
+    augment = data.Augmentation(images.train.images, translate=2, flip=True, generator=generator)
+    model = VGG11().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            index = torch.randint(len(images.train), (batch_size,), device=device, generator=generator)
+            with autocast(device, "auto"):
+                logits = model(images.normalise(augment(index, 0, generator)))
+                loss = F.cross_entropy(logits, images.train.labels[index], label_smoothing=0.2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        synchronize(device)
+
+    return steps
+
+
+@torch.inference_mode()
+def naive_scan(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device: torch.device) -> dict[str, list[int]]:
+    """Returns correct predictions by layer and sparsity: prune a copy, evaluate all of it, 72 times."""
+    counts: dict[str, list[int]] = {}
+    torch.set_float32_matmul_precision("highest")
+    for index, layer in enumerate(model.features):  # type: ignore[arg-type]
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        counts[f"features.{index}"] = []
+        for sparsity in SPARSITIES:
+            pruned = copy.deepcopy(model).eval()
+            prune.l1_unstructured(pruned.features[index], "weight", amount=sparsity)  # type: ignore[index]
+            correct = 0
+            for pixels, labels in loader:
+                correct += int((pruned(pixels.to(device)).argmax(1).cpu() == labels).sum())
+            counts[f"features.{index}"].append(correct)
+    torch.set_float32_matmul_precision("medium")
+    return counts
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Returns how long a call took."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float]:
+    """Prints and returns the median rates of both sides and the ratio, with the range over the rounds."""
+    ratios = [our / other for our, other in zip(ours, plain, strict=True)]
+    figures = {
+        "plain_images_per_second": statistics.median(plain),
+        "our_images_per_second": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "ratio_lowest": min(ratios),
+        "ratio_highest": max(ratios),
+    }
+    rates = f"{figures['plain_images_per_second']:8.0f} → {figures['our_images_per_second']:8.0f} images/s"
+    print(f"{name:44} {rates}   {figures['ratio']:.2f}× ({min(ratios):.2f}–{max(ratios):.2f})", flush=True)
+    return figures
+
+
+def main(settings: Settings) -> None:
+    """Runs both comparisons."""
+    device = set_up(settings.device)
+    images = data.load("auto", task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device)
+    precision = resolve_precision("auto", device)
+    print(
+        f"{images.caption}; torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, ours in {precision}"
+    )
+    figures: dict[str, Any] = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
+    figures |= {"machine": platform.processor() or platform.machine(), "precision": precision}
+
+    ours = our_training(images, device, settings.batch_size)
+    sides = {
+        f"training, {w} workers": plain_training(images, device, settings.batch_size, w) for w in (0, settings.workers)
+    }
+    done = settings.steps * settings.batch_size
+    rates: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
+    for steps in (2, *[settings.steps] * settings.rounds):  # the first round warms up
+        for name, function in {"ours": ours, **sides}.items():
+            rates[name].append(done / seconds(lambda function=function, steps=steps: function(steps)))  # type: ignore[misc]
+    for name in sides:
+        figures[name] = compare(name, rates[name][1:], rates["ours"][1:])
+
+    figures |= compare_scans(images, settings, device)
+    if settings.output is not None:
+        settings.output.write_text(json.dumps(figures, indent=1))
+
+
+def compare_scans(images: data.Dataset, settings: Settings, device: torch.device) -> dict[str, Any]:
+    """Times both scans in turn on the same network and images, and counts the predictions on which they differ."""
+    split = images.validation.head(settings.scan_images)
+    network = VGG11().to(device)
+    for start in range(0, 512, 128):  # batch-norm statistics of real images
+        network(images.normalise(images.train.images[start : start + 128]))
+    plain = PlainVGG().to(device)
+    plain.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        predicted = network.eval()(images.normalise(split.images)).argmax(1)
+    split = data.Split(split.images, predicted)  # so that every prediction that pruning changes shows
+    loader = DataLoader(PlainDataset(split, transforms.Compose(normalisation(images))), settings.batch_size)
+    rates: dict[str, list[float]] = {"plain": [], "ours": []}
+    work = len(split) * len(prunable_layers(network)) * len(SPARSITIES)
+    for _ in range(max(settings.rounds // 2, 1)):
+        results: dict[str, Any] = {}
+        rates["ours"].append(
+            work / seconds(lambda: results.update(ours=scan(network, inputs(images, split), split.labels)))
+        )
+        rates["plain"].append(work / seconds(lambda: results.update(plain=naive_scan(plain, loader, device))))
+    figures = compare("scan, whole passes of 72 settings", rates["plain"], rates["ours"])
+    ours = {name: [round(a * len(split)) for a in curve.values()] for name, curve in results["ours"].items()}
+    differing = sum(abs(a - b) for name in ours for a, b in zip(ours[name], results["plain"][name], strict=True))
+    print(f"predictions on which the scans differ: {differing} of {work}")
+    return {"scan": {**figures, "differing_predictions": differing, "predictions": work}}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

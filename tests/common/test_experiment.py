@@ -1,0 +1,109 @@
+"""The run folder: never overwritten, survives crashes, tells what it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.cli import RunSettings
+from common.errors import RunError
+from common.experiment import Run
+
+CPU = torch.device("cpu")
+
+
+def a_run(folder: Path, **settings: object) -> Run:
+    return Run(RunSettings(results_dir=folder, **settings), "test", "name", CPU)  # type: ignore[arg-type]
+
+
+def resumed(run: Run, task: str = "test") -> Run:
+    return Run(RunSettings(resume=run.path), task, "", CPU)
+
+
+def test_same_name_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = a_run(tmp_path, run_name="mine"), a_run(tmp_path, run_name="mine")
+    assert first.path == tmp_path / "test" / "mine"
+    assert second.path == tmp_path / "test" / "mine-2"
+    assert "mine-2" in capsys.readouterr().err
+
+
+def test_what_a_stage_made_is_computed_once(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    calls = []
+
+    def compute() -> dict[str, float]:
+        calls.append(1)
+        return {"0.1": 0.5}
+
+    assert run.remembered("curve", compute) == resumed(run).remembered("curve", compute) == {"0.1": 0.5}
+    weights = {"w": torch.randn(3)}
+    run.remembered_weights("net", lambda: weights)
+    assert torch.equal(resumed(run).remembered_weights("net", lambda: {})["w"], weights["w"])
+    assert len(calls) == 1
+
+
+def test_history_csv_and_tensorboard_agree(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.log("dense", 1, {"loss": 0.5})
+    run.log("dense", 2, {"loss": 0.25, "accuracy": 1.0})
+    run.log("dense", 2, {"loss": 0.3, "accuracy": 1.0})  # a resumed stage logs a step again
+    run.log("tuned", 1, {"loss": 0.1})
+    expected = "stage,step,loss,accuracy\ndense,1,0.5,\ndense,2,0.3,1.0\ntuned,1,0.1,\n"
+    assert (run.path / "history.csv").read_text() == expected
+    assert resumed(run).history("dense")["loss"] == [0.5, 0.3]
+    run.finish({"accuracy": 0.5}, ("accuracy",))
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("tuned/loss")] == [pytest.approx(0.1)]
+
+
+def test_metrics_say_what_the_run_was(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.finish({"accuracy": 0.5}, ("accuracy",))
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics.keys() >= {"accuracy", "device", "torch", "seconds", "git_commit", "precision", "threads"}
+    assert resumed(run).finished
+
+
+def test_a_metric_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with pytest.raises(RunError, match="not a finite number"):
+        run.finish({"accuracy": float("nan")}, ("accuracy",))
+    assert not (run.path / "metrics.json").exists()
+
+
+def test_seconds_add_up_over_sittings(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run._seconds_before = 1000.0
+    run.remembered("x", lambda: 1)
+    again = resumed(run)
+    again.finish({}, ())
+    assert json.loads((run.path / "metrics.json").read_text())["seconds"] >= 1000
+
+
+def test_figures_are_png_and_in_tensorboard(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    sheet = Figure()
+    sheet.subplots().plot([1, 2])
+    run.figure("plot", sheet)
+    assert (run.figures / "plot.png").read_bytes().startswith(b"\x89PNG")
+    run.finish({}, ())
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    assert events.Tags()["images"] == ["figures/plot"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_damaged_progress_is_told(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path)
+    (run.checkpoints / "progress.json").write_text(text)
+    with pytest.raises(RunError, match=r"progress\.json: damaged"):
+        resumed(run)
+
+
+def test_another_tasks_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="a run of test, not of rl"):
+        resumed(a_run(tmp_path), task="rl")

@@ -1,0 +1,167 @@
+"""The command as a user types it: the whole study, a crash in the middle, and bad input."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.files import load_weights
+from pruning.sparse_file import load_sparse
+from pruning.vgg import VGG11
+
+COMMAND = [sys.executable, "pruning/run.py"]
+
+
+def study(*arguments: str, check: bool = True, **settings: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, **settings)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one smoke test."""
+    folder = tmp_path_factory.mktemp("results")
+    done = study("--smoke-test", "--results-dir", str(folder), "--run-name", "smoke")
+    assert done.stdout.splitlines()[-1] == str(folder / "pruning" / "smoke")
+    return folder / "pruning" / "smoke"
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def test_writes_what_the_contract_says(smoke: Path) -> None:
+    metrics = metrics_of(smoke)
+    assert metrics.keys() >= {
+        *("dataset", "device", "torch", "seconds", "git_commit"),
+        *("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "layers", "conv_weights_kept"),
+        *("compression_ratio", "theoretical_speedup", "dense_bytes", "sparse_bytes", "sensitivity"),
+    }
+    assert metrics["dataset"] | {"name": "digits", "stand_in_for": "cifar10", "images": 1797} == metrics["dataset"]
+    assert metrics["conv_weights_kept"] == pytest.approx(0.2297, abs=5e-5)
+    assert [layer["name"] for layer in metrics["layers"]] == list(metrics["sensitivity"])
+    assert all(len(curve) == 9 for curve in metrics["sensitivity"].values())
+    assert {p.name for p in (smoke / "figures").iterdir()} == {
+        *("training.png", "sensitivity.png", "weights.png", "layers.png", "outcome.png")
+    }
+    assert list(smoke.glob("events.out.tfevents.*"))
+    assert (smoke / "config.yaml").exists()
+    rows = list(csv.DictReader((smoke / "history.csv").open()))
+    assert [row["stage"] for row in rows] == ["dense"] * 3 + ["finetuned"]
+    assert metrics["dense_accuracy"] > 0.8  # it learned something
+
+
+def test_saved_networks_are_what_the_metrics_say(smoke: Path) -> None:
+    metrics = metrics_of(smoke)
+    finetuned, dense = (load_weights(smoke / "checkpoints" / f"{n}.safetensors") for n in ("finetuned", "dense"))
+    assert finetuned.keys() == dense.keys() == VGG11().state_dict().keys()  # no mask keys among the weights
+    masks = load_weights(smoke / "checkpoints" / "masks.safetensors")
+    for layer in metrics["layers"]:
+        weight = finetuned[f"{layer['name']}.weight"]
+        assert int((weight != 0).sum()) == layer["nonzero"] == int(masks[layer["name"]].sum())
+    exact = load_sparse(smoke / "checkpoints" / "network.float32.sparse")
+    assert all(torch.equal(exact.weights[name], tensor) for name, tensor in finetuned.items())
+    for values, file in metrics["sparse_files"].items():
+        assert (smoke / "checkpoints" / f"network.{values}.sparse").stat().st_size == file["bytes"]
+    assert metrics["dense_bytes"] == (smoke / "checkpoints" / "dense.safetensors").stat().st_size
+
+
+def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([*COMMAND, "--smoke-test", "--results-dir", str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("pruning/*/checkpoints/dense.state.pt")):
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (run,) = (tmp_path / "pruning").iterdir()
+    assert not (run / "checkpoints" / "dense.safetensors").exists()
+    done = study("--resume", str(run))
+    assert "going on after epoch" in done.stderr
+    for name in ("dense", "finetuned"):
+        ours, unbroken = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, smoke))
+        assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
+    mine, theirs = metrics_of(run), metrics_of(smoke)
+    for key in ("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "sensitivity", "layers"):
+        assert mine[key] == theirs[key]
+    assert len((run / "history.csv").read_text().splitlines()) == 5
+
+
+def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+    done = study("--resume", str(smoke))
+    assert done.stdout.splitlines()[-1] == str(smoke)
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--sparsity", "1"], 2, "--sparsity 1"),
+        (["--sparsity", "0.5"], 2, "--allocation reference"),
+        (["--allocation", "magic"], 2, "lamp"),
+        (["--epochs", "0"], 2, "--epochs 0"),
+        (["--unknown"], 2, "--unknown"),
+        (["--config", "README.md"], 2, "README.md"),
+        (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
+        (["--dense-weights", "README.md"], 1, "README.md: not a readable safetensors file"),
+        (["--results-dir", "README.md"], 1, "README.md"),
+        (["--results-dir", "/proc/none"], 1, "/proc/none"),
+        (["--dataset", "cifar10", "--data-dir", "{damaged}"], 1, "cifar10.tar.xz: damaged or truncated"),
+        pytest.param(
+            *(["--device", "cuda"], 1, "--device cuda"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_the_right_status(
+    arguments: list[str], status: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cifar10.tar.xz").write_bytes(b"\xfd7zXZ\x00" + bytes(100))
+    arguments = [argument.format(damaged=tmp_path) for argument in arguments]
+    if "--results-dir" not in arguments and "--resume" not in arguments:
+        arguments += ["--results-dir", str(tmp_path)]
+    done = study("--dataset", "digits", *arguments, check=False) if status == 1 else study(*arguments, check=False)
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_told_and_spoils_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the 74 MB checkpoint of the first epoch does not fit."""
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+
+    done = study("--smoke-test", "--results-dir", str(tmp_path), check=False, preexec_fn=small_files)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr.splitlines()[-1]
+    assert "File too large" in done.stderr
+    (run,) = (tmp_path / "pruning").iterdir()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"progress.json"}
+    json.loads((run / "checkpoints" / "progress.json").read_text())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_results_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    done = study("--smoke-test", "--results-dir", str(tmp_path / "results"), check=False)
+    assert done.returncode == 1
+    assert "Permission denied" in done.stderr

@@ -1,0 +1,105 @@
+"""Fine-tuning under masks: dropped weights are exactly zero after every step, whatever the schedule and the average."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import data
+from common.experiment import Run
+from common.files import save_weights
+from common.training import TrainState
+from pruning import train as training
+from pruning.allocation import uniform
+from pruning.masks import Masks, magnitude_masks
+from pruning.run import choose
+from pruning.settings import Settings
+from pruning.train import fine_tune, train_dense
+from pruning.vgg import VGG11, prunable_layers, prunable_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    whole = data.load("digits", task_default="cifar10", shape=(3, 32, 32), data_dir=None, device=CPU)
+    few = whole.train.head(64)
+    return data.Dataset(
+        "digits", "", None, whole.classes, few, whole.validation.head(10), whole.test.head(10), whole.mean, whole.std
+    )
+
+
+def settings(folder: Path, **more: object) -> Settings:
+    base = {"results_dir": folder, "batch_size": 16, "finetune_epochs": 2, "gradual_every": 2, "precision": "float32"}
+    return Settings(**{**base, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("schedule", ["one-shot", "gradual"])
+def test_dropped_weights_stay_exactly_zero(
+    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch, schedule: str, ema_decay: float
+) -> None:
+    torch.manual_seed(0)
+    model = VGG11()
+    wanted = uniform(prunable_weights(model), 0.9)
+    chosen = settings(tmp_path, schedule=schedule, ema_decay=ema_decay)
+    run = Run(chosen, "pruning", "x", CPU)
+    seen: list[Masks] = []
+    original = training.fit
+
+    def watched_fit(*arguments, after_step, **more):  # type: ignore[no-untyped-def]
+        def watch(state: TrainState) -> None:
+            after_step(state)
+            for network in (state.model, state.average):
+                for name, weight in prunable_weights(network).items() if isinstance(network, VGG11) else ():
+                    assert not weight[~state.carried[name]].any()
+            seen.append({name: mask.clone() for name, mask in state.carried.items()})
+
+        return original(*arguments, after_step=watch, **more)
+
+    monkeypatch.setattr(training, "fit", watched_fit)
+
+    def masks_at(share: float, kept: Masks) -> Masks:
+        return magnitude_masks(prunable_weights(model), {n: share * s for n, s in wanted.items()}, kept)
+
+    masks = fine_tune(run, chosen, digits, model, magnitude_masks(prunable_weights(model), wanted), masks_at)
+    for name, weight in prunable_weights(model).items():
+        assert int((~masks[name]).sum()) == round(wanted[name] * weight.numel())
+        assert not weight[~masks[name]].any()
+        assert weight[masks[name]].any()
+    kept = [sum(int(mask.sum()) for mask in step.values()) for step in seen]
+    assert len(kept) == 8
+    if schedule == "gradual":
+        assert kept == sorted(kept, reverse=True)
+        assert len(set(kept)) > 2
+        assert all(not (b[n] & ~a[n]).any() for a, b in itertools.pairwise(seen) for n in wanted)
+    else:
+        assert len(set(kept)) == 1
+
+
+def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data.Dataset) -> None:
+    from common.errors import RunError
+
+    given = VGG11()
+    save_weights(tmp_path / "given.safetensors", given.state_dict())
+    chosen = settings(tmp_path, dense_weights=tmp_path / "given.safetensors")
+    model = train_dense(Run(chosen, "pruning", "x", CPU), chosen, digits)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), given.state_dict().values(), strict=True))
+    save_weights(tmp_path / "other.safetensors", {"x": torch.zeros(1)})
+    chosen = settings(tmp_path, dense_weights=tmp_path / "other.safetensors")
+    with pytest.raises(RunError, match="not a VGG11 with 10 classes"):
+        train_dense(Run(chosen, "pruning", "y", CPU), chosen, digits)
+
+
+@pytest.mark.parametrize("allocation", ["scan", "uniform", "global", "lamp", "erk", "random"])
+@pytest.mark.parametrize("sparsity", [None, 0.95])
+def test_every_allocation_reaches_its_target(network: VGG11, allocation: str, sparsity: float | None) -> None:
+    curves = {n: {str(s / 10): 0.9 - 0.08 * s for s in range(1, 10)} for n in prunable_layers(network)}
+    sparsities = choose(Settings(allocation=allocation, sparsity=sparsity), network, curves, 0.9)  # type: ignore[arg-type]
+    weights = prunable_weights(network)
+    overall = sum(sparsities[n] * w.numel() for n, w in weights.items()) / sum(w.numel() for w in weights.values())
+    if allocation == "scan" and sparsity is None:
+        assert all(s == pytest.approx(0.0125, abs=1e-3) for s in sparsities.values())  # 1 % of accuracy on these lines
+    else:
+        assert overall == pytest.approx(sparsity or 1 - 2_117_548 / 9_217_728, abs=1e-6)
