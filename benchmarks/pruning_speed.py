@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ from common.device import autocast, resolve_precision, set_up, synchronize
 from pruning.sensitivity import SPARSITIES, scan
 from pruning.train import inputs
 from pruning.vgg import VGG11, prunable_layers
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ def plain_training(images: data.Dataset, device: torch.device, batch_size: int, 
         for _ in range(count):
             pixels, labels = next(endless)
             optimizer.zero_grad()
-            F.cross_entropy(model(pixels.to(device)), labels.to(device)).backward()
+            torch.autograd.backward(F.cross_entropy(model(pixels.to(device)), labels.to(device)))
             optimizer.step()
         synchronize(device)
         torch.set_float32_matmul_precision("medium")
@@ -130,7 +132,7 @@ def our_training(images: data.Dataset, device: torch.device, batch_size: int) ->
                 logits = model(images.normalise(augment(index, 0, generator)))
                 loss = F.cross_entropy(logits, images.train.labels[index], label_smoothing=0.2)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         synchronize(device)
 
@@ -148,7 +150,7 @@ def naive_scan(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device:
         counts[f"features.{index}"] = []
         for sparsity in SPARSITIES:
             pruned = copy.deepcopy(model).eval()
-            prune.l1_unstructured(pruned.features[index], "weight", amount=sparsity)  # type: ignore[index]
+            prune.l1_unstructured(pruned.features[index], "weight", amount=sparsity)  # type: ignore
             correct = 0
             for pixels, labels in loader:
                 correct += int((pruned(pixels.to(device)).argmax(1).cpu() == labels).sum())
@@ -157,11 +159,11 @@ def naive_scan(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device:
     return counts
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Returns how long a call took."""
+def timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
+    """Returns how many seconds a call took, and what it returned."""
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    result = function(*arguments)
+    return time.perf_counter() - start, result
 
 
 def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float]:
@@ -198,7 +200,7 @@ def main(settings: Settings) -> None:
     rates: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
     for steps in (2, *[settings.steps] * settings.rounds):  # the first round warms up
         for name, function in {"ours": ours, **sides}.items():
-            rates[name].append(done / seconds(lambda function=function, steps=steps: function(steps)))  # type: ignore[misc]
+            rates[name].append(done / timed(function, steps)[0])
     for name in sides:
         figures[name] = compare(name, rates[name][1:], rates["ours"][1:])
 
@@ -222,14 +224,13 @@ def compare_scans(images: data.Dataset, settings: Settings, device: torch.device
     rates: dict[str, list[float]] = {"plain": [], "ours": []}
     work = len(split) * len(prunable_layers(network)) * len(SPARSITIES)
     for _ in range(max(settings.rounds // 2, 1)):
-        results: dict[str, Any] = {}
-        rates["ours"].append(
-            work / seconds(lambda: results.update(ours=scan(network, inputs(images, split), split.labels)))
-        )
-        rates["plain"].append(work / seconds(lambda: results.update(plain=naive_scan(plain, loader, device))))
+        our_seconds, our_scan = timed(scan, network, inputs(images, split), split.labels)
+        plain_seconds, plain_scan = timed(naive_scan, plain, loader, device)
+        rates["ours"].append(work / our_seconds)
+        rates["plain"].append(work / plain_seconds)
     figures = compare("scan, whole passes of 72 settings", rates["plain"], rates["ours"])
-    ours = {name: [round(a * len(split)) for a in curve.values()] for name, curve in results["ours"].items()}
-    differing = sum(abs(a - b) for name in ours for a, b in zip(ours[name], results["plain"][name], strict=True))
+    ours = {name: [round(a * len(split)) for a in curve.values()] for name, curve in our_scan.items()}
+    differing = sum(abs(a - b) for name in ours for a, b in zip(ours[name], plain_scan[name], strict=True))
     print(f"predictions on which the scans differ: {differing} of {work}")
     return {"scan": {**figures, "differing_predictions": differing, "predictions": work}}
 

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from common import cli
 from common.files import load_weights
+from pruning.run import main
+from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
 from pruning.vgg import VGG11
 
@@ -128,18 +131,26 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_the_right_status(
-    arguments: list[str], status: int, told: str, tmp_path: Path
+    arguments: list[str], status: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cifar10.tar.xz").write_bytes(b"\xfd7zXZ\x00" + bytes(100))
     arguments = [argument.format(damaged=tmp_path) for argument in arguments]
-    if "--results-dir" not in arguments and "--resume" not in arguments:
-        arguments += ["--results-dir", str(tmp_path)]
-    done = study("--dataset", "digits", *arguments, check=False) if status == 1 else study(*arguments, check=False)
-    assert done.returncode == status, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    if "--resume" not in arguments:
+        arguments = ["--dataset", "digits", "--results-dir", str(tmp_path), *arguments]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Settings, arguments)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == status
     assert len(errors) == 1
     assert told in errors[0]
-    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_at_the_shell() -> None:
+    done = study("--sparsity", "1.5", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --sparsity 1.5")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
 
 
 def test_a_full_disk_is_told_and_spoils_nothing(tmp_path: Path) -> None:
