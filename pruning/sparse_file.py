@@ -18,6 +18,7 @@ import json
 import math
 import struct
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -205,13 +206,16 @@ def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]
     k-means starts from evenly spaced values (Han et al. 2016, section 3.2) and sees 20,000 evenly ranked ones.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     ranked = np.sort(values)[np.linspace(0, len(values) - 1, min(len(values), 20_000)).astype(int)]
     distinct = np.unique(ranked)
     if len(distinct) > entries:
         starts = np.linspace(distinct[0], distinct[-1], entries).reshape(-1, 1)
-        centres = KMeans(entries, init=starts, n_init=1, max_iter=50).fit(ranked.reshape(-1, 1)).cluster_centers_
-        distinct = np.unique(centres)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for are welcome
+            clusters = KMeans(entries, init=starts, n_init=1, max_iter=50).fit(ranked.reshape(-1, 1))
+        distinct = np.unique(clusters.cluster_centers_)
     codebook = distinct.astype(np.float16)
     middles = (codebook[1:].astype(np.float32) + codebook[:-1].astype(np.float32)) / 2
     return codebook, np.searchsorted(middles, values).astype(np.uint8)
