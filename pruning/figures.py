@@ -114,7 +114,9 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
         label = f"batch of {batch.removeprefix('batch_')} ({1e3 * times['dense']:.0f} ms dense)"
         bars = time.bar(positions, relative, width=0.38, color=COLOURS[k], label=label)
         time.bar_label(bars, [f"{value:.2f}×" for value in relative], fontsize=7)
-        time.set_xticks(positions, ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"])
+        time.set_xticks(
+            [index + 0.2 for index in range(len(times))], ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"]
+        )
     time.set(ylabel="measured time, relative to dense", yscale="log")
     time.legend(loc="upper left")
     return sheet

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -137,7 +138,7 @@ def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy
 
 
 def save_sparse_files(
-    run: Run, network: VGG11, masks: Masks, dense_bytes: int, test_accuracy: Any
+    run: Run, network: VGG11, masks: Masks, dense_bytes: int, test_accuracy: Callable[[VGG11], float]
 ) -> dict[str, dict[str, float]]:
     """Writes the network in every value format, loads each file again, and returns its bytes, error and accuracy."""
     files: dict[str, dict[str, float]] = {}

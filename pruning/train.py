@@ -71,17 +71,16 @@ def fine_tune(
     """Fine-tunes `model` in place under masks and returns the masks it ends with.
 
     One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, masks so far)`
-    every `gradual_every` steps. The dropped weights are exactly zero after every step, also in
-    the moving average, and the momentum under them is cleared, so that nothing can revive them.
+    every `gradual_every` steps. The dropped weights are exactly zero after every step, also in the moving average, and
+    the momentum under them is cleared, so that nothing can revive them.
     """
     gradual = settings.schedule == "gradual"
-    start = {f: torch.ones_like(mask) for f, mask in final_masks.items()} if gradual else final_masks
-    masks = {name: mask.clone() for name, mask in start.items()}
+    masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
 
     def keep_pruned(state: TrainState) -> None:
-        if (gradual and state.step % settings.gradual_every == 0) or state.step == state.total_steps:
-            share = cubic_sparsity(state.step / state.total_steps / settings.gradual_fraction) if gradual else 1.0
-            for name, mask in masks_at(share, masks).items() if gradual else ():
+        if gradual and (state.step % settings.gradual_every == 0 or state.step == state.total_steps):
+            share = cubic_sparsity(state.step / state.total_steps / settings.gradual_fraction)
+            for name, mask in masks_at(share, masks).items():
                 masks[name].copy_(mask)
         weights = prunable_weights(model)
         apply_masks(weights, masks)
