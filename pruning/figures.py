@@ -60,7 +60,7 @@ def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str,
 
 
 def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Masks, caption: str) -> Figure:
-    """Histogram of every layer's weights, dense and after fine-tuning (kept ones only), in counts a bin."""
+    """Histogram of every layer's weights, dense and after fine-tuning (kept only), over the range of 99.9 % of them."""
     sheet, panels = figure("Weights before and after pruning", caption, rows=2, columns=4, size=(11, 5))
     for axes, (name, weight) in zip(panels, before.items(), strict=True):
         dense, kept = weight.flatten().float().cpu(), after[name][masks[name]].float().cpu()
