@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import torch
 import tyro
 import yaml
-from annotated_types import Ge
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Interval
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from common.device import Precision
 from common.errors import RunError, UsageError
@@ -27,10 +27,10 @@ from common.errors import RunError, UsageError
 class RunSettings:
     """The settings every script has. A script inherits, adds its own, and narrows `dataset` to what it can use."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     smoke: ClassVar[dict[str, Any]] = {}  # what --smoke-test sets: the whole pipeline, shrunk to under a minute
     not_saved: ClassVar[tuple[str, ...]] = ("config", "resume")  # how a run was asked for, not what it is
-    may_change: ClassVar[tuple[str, ...]] = ("data_dir", "results_dir", "config", "resume")  # when a run is resumed
+    may_change: ClassVar[tuple[str, ...]] = ("data_dir", "config", "resume")  # when a run is resumed
 
     config: Path | None = None
     """YAML preset whose values replace the defaults; a run's own config.yaml repeats that run."""
@@ -44,7 +44,7 @@ class RunSettings:
     """Where to compute; auto takes a CUDA GPU when there is one."""
     precision: Precision = "auto"
     """Number format of the products in training; auto takes bfloat16 where the hardware has it."""
-    threads: Annotated[int, Ge(1)] | None = None
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
     """CPU threads; none leaves torch's own choice."""
     dataset: str = "auto"
     """Images; auto takes the task's own set and falls back to scikit-learn's digits, with a warning."""
@@ -52,7 +52,7 @@ class RunSettings:
     """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
     results_dir: Path = Path("results")
     """Runs are written to RESULTS_DIR/<task>/<run>."""
-    run_name: str | None = None
+    run_name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")] | None = None
     """Name of the run's folder; none makes one from the settings and the clock."""
 
 
@@ -86,6 +86,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         UsageError: an unknown option or YAML key, a value out of range, an unreadable preset.
         RunError: `--resume` names a folder that holds no run.
     """
+    argv = [re.sub(r"^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]  # tyro reads both
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--config", "--resume"):
         finder.add_argument(option)
@@ -102,6 +103,11 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values = _read_yaml(Path(early.resume) / "config.yaml", "--resume", RunError)
     elif early.config is not None:
         values = _read_yaml(Path(early.config), "--config", UsageError)
+    for name in settings_class.not_saved:
+        if name in values:
+            raise UsageError(f"{early.config or early.resume}: {name} belongs on the command line, not in a preset")
+    if values.get("smoke_test") is True:
+        values = {**settings_class.smoke, **values}  # a smoke run's own config.yaml holds every value: it is repeated
     if early.smoke_test:
         values |= settings_class.smoke
     preset = _checked(settings_class, values, early.config or early.resume or "defaults")
@@ -134,7 +140,7 @@ def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error_class(f"{option} {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise error_class(f"{option} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise error_class(f"{option} {path}: holds no settings; write one 'name: value' a line")
@@ -161,7 +167,7 @@ def _parse_command_line(settings_class: type[Settings], default: Settings, argv:
     try:
         os.environ["COLUMNS"] = "400" if not {"-h", "--help"} & set(argv) else columns or "110"
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(settings_class, args=list(argv), default=default, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(settings_class, args=list(argv), default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -92,6 +92,8 @@ def load(
     wanted = task_default if name == "auto" else name
     stand_in_for = None
     try:
+        if wanted != "digits" and folder != Path("data") and not folder.is_dir():
+            raise RunError(f"--data-dir {folder} (or DATA_DIR): no such folder")
         finders: dict[str, Callable[[Path], sources.RawImages]] = {
             "cifar10": sources.cifar10,
             "mnist": sources.mnist,

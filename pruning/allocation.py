@@ -44,7 +44,7 @@ def lamp(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
 
     def score(weight: Tensor) -> Tensor:
         squares = weight.double().square().sort().values
-        return squares / squares.flip(0).cumsum(0).flip(0)
+        return (squares / squares.flip(0).cumsum(0).flip(0)).nan_to_num(0.0)  # a layer of zeros scores zero
 
     return _by_score(weights, sparsity, score)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from common.plotting import COLOURS, MARKERS, figure
@@ -38,6 +39,7 @@ def training(dense: History, finetuned: History, caption: str) -> Figure:
     for axes, label in ((loss, "training loss [nats]"), (accuracy, "accuracy [%]")):
         axes.axvline(last + 0.5, color="0.6", linewidth=0.8)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     return sheet
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common import cli, data
 from common.device import set_up, stream_seed
+from common.errors import RunError
 from common.experiment import Run, say
 from common.training import accuracy
 from pruning import account, allocation, figures, sparse_file
@@ -35,6 +36,12 @@ def main(settings: Settings) -> None:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
         return
+
+    if run.remembered("dataset", images.record) != images.record():
+        raise RunError(
+            f"--resume {run.path}: the run began on {run.remembered('dataset', images.record)}, "
+            f"now the data is {images.record()}; point --data-dir or DATA_DIR to the same images"
+        )
 
     def test_accuracy(network: VGG11) -> float:
         return accuracy(network, inputs(images, images.test), images.test.labels)

@@ -131,7 +131,9 @@ def unpack(content: bytes) -> SparseNetwork:
     # From here on the bytes are what `pack` wrote, so an inconsistency is a forged file, refused all the same.
     try:
         return _read_sections(content, header_bytes)
-    except (KeyError, TypeError, IndexError, ValueError, MemoryError, RuntimeError, zstandard.ZstdError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+        raise ValueError(f"inconsistent contents ({error})") from None
+    except zstandard.ZstdError as error:
         raise ValueError(f"inconsistent contents ({error})") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,19 +46,22 @@ def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense
 
     def trained() -> dict[str, Tensor]:
         if settings.dense_weights is not None:
-            return _read_network(settings.dense_weights, model)
+            return load_weights(settings.dense_weights)
         return _fit(run, stage, settings, data, model, recipe, settings.learning_rate).state_dict()
 
-    model.load_state_dict(run.remembered_weights(stage, trained))
+    _load(
+        model,
+        run.remembered_weights(stage, trained),
+        settings.dense_weights or run.checkpoints / f"{stage}.safetensors",
+    )
     return model
 
 
-def _read_network(path: Path, model: VGG11) -> dict[str, Tensor]:
-    weights = load_weights(path)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise RunError(f"--dense-weights {path}: not a VGG11 with {model.classifier.out_features} classes")
-    return weights
+def _load(model: VGG11, weights: dict[str, Tensor], origin: Path) -> None:
+    shapes = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, model.state_dict()))
+    if next(shapes) != next(shapes):
+        raise RunError(f"{origin}: not a VGG11 with {model.classifier.out_features} classes")
+    model.load_state_dict(weights)
 
 
 def fine_tune(
@@ -71,15 +75,18 @@ def fine_tune(
     """Fine-tunes `model` in place under masks and returns the masks it ends with.
 
     One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, masks so far)`
-    every `gradual_every` steps. The dropped weights are exactly zero after every step, also in the moving average, and
-    the momentum under them is cleared, so that nothing can revive them.
+    every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps. The dropped weights
+    are exactly zero after every step, also in the moving average, and the momentum under them is cleared, so that
+    nothing can revive them.
     """
     gradual = settings.schedule == "gradual"
     masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
 
     def keep_pruned(state: TrainState) -> None:
-        if gradual and (state.step % settings.gradual_every == 0 or state.step == state.total_steps):
-            share = cubic_sparsity(state.step / state.total_steps / settings.gradual_fraction)
+        last = math.ceil(settings.gradual_fraction * state.total_steps)
+        every = max(1, min(settings.gradual_every, last // 10))
+        if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
+            share = cubic_sparsity(state.step / last)
             for name, mask in masks_at(share, masks).items():
                 masks[name].copy_(mask)
         weights = prunable_weights(model)
@@ -103,8 +110,11 @@ def fine_tune(
         save_weights(run.checkpoints / "masks.safetensors", masks)
         return result.state_dict()
 
-    model.load_state_dict(run.remembered_weights("finetuned", tuned))
-    final = load_weights(run.checkpoints / "masks.safetensors")
+    _load(model, run.remembered_weights("finetuned", tuned), run.checkpoints / "finetuned.safetensors")
+    path = run.checkpoints / "masks.safetensors"
+    final = load_weights(path)
+    if {name: mask.shape for name, mask in final.items()} != {name: mask.shape for name, mask in masks.items()}:
+        raise RunError(f"{path}: not the masks of this network; delete finetuned.safetensors to repeat that stage")
     return {name: mask.copy_(final[name]) for name, mask in masks.items()}
 
 

@@ -45,6 +45,15 @@ def test_smoke_test_beats_yaml_but_not_the_command_line(tmp_path: Path) -> None:
     assert cli.parse(Settings, ["--smoke-test", "--epochs", "2", "--config", path]).epochs == 2
 
 
+def test_underscores_and_both_spellings_of_a_switch(tmp_path: Path) -> None:
+    assert cli.parse(Settings, ["--smoke_test"]).epochs == 1
+    path = preset(tmp_path, "flip: false\nsmoke_test: true\nrate: 0.5\n")
+    settings = cli.parse(Settings, ["--config", path, "--no-flip", "--smoke-test"])
+    assert (settings.flip, settings.epochs, settings.rate) == (False, 1, 0.5)
+    assert cli.parse(Settings, ["--config", path, "--flip"]).flip
+    assert cli.parse(Settings, ["--config", path]).epochs == 1  # the preset itself asks for the smoke test
+
+
 def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     settings = cli.parse(Settings, ["--rate", "0.25", "--target", "3", "--results-dir", "some/where", "--no-flip"])
     path = preset(tmp_path, cli.to_yaml(settings))
@@ -63,6 +72,9 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
         (["--rate", "nan"], ["--rate", "nan"]),
         (["--target", "-1"], ["--target", "-1"]),
         (["--dataset", "imagenet"], ["--dataset", "imagenet", "digits"]),
+        (["--rate", "inf"], ["--rate", "inf"]),
+        (["--threads", "100000000000"], ["--threads"]),
+        (["--run-name", "../../x"], ["--run-name", "../../x"]),
         (["--seed", "-3"], ["--seed", "-3"]),
         (["--device", "tpu"], ["--device", "tpu", "cuda"]),
         (["--epoch", "3"], ["--epoch"]),
@@ -95,6 +107,9 @@ def test_bad_command_lines_are_told_in_one_line(
         ("- a\n- b", "holds no settings"),
         ("", "holds no settings"),
         ("epochs: [1", "cannot be read as YAML"),
+        ("seed: 2024-13-45", "cannot be read as YAML"),
+        ("epochs: " + "[" * 5000, "cannot be read as YAML"),
+        ("resume: somewhere", "resume belongs on the command line"),
     ],
 )
 def test_bad_presets_are_usage_errors(tmp_path: Path, text: str, told: str) -> None:

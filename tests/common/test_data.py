@@ -183,6 +183,20 @@ def test_auto_falls_back_to_digits_loudly(tmp_path: Path, capsys: pytest.Capture
             load(tmp_path, name)
 
 
+def test_cifar100_is_not_cifar10_and_a_missing_folder_is_told(tmp_path: Path, no_network: None) -> None:
+    (tmp_path / "cifar100.tar.gz").write_bytes(b"x")
+    with pytest.raises(RunError, match="cannot be downloaded"):
+        load(tmp_path)
+    with pytest.raises(RunError, match="no such folder"):
+        load(tmp_path / "mistyped", "auto")
+
+
+def test_damaged_official_archive_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
+    with pytest.raises(RunError, match=r"cifar-10-python\.tar\.gz: damaged"):
+        load(tmp_path, "auto")
+
+
 def test_digits_take_the_tasks_shape() -> None:
     dataset = load(Path("nowhere"), "digits")
     assert dataset.train.images.shape[1:] == (3, 32, 32)

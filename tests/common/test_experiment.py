@@ -104,6 +104,22 @@ def test_damaged_progress_is_told(tmp_path: Path, text: str) -> None:
         resumed(run)
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:30], lambda b: b"", lambda b: bytes(range(256)), lambda b: b"a,b\n1,2\n"]
+)
+def test_damaged_history_is_told(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    run = a_run(tmp_path)
+    for step in (1, 2):
+        run.log("dense", step, {"loss": 0.5})
+    assert resumed(run).history("dense")["step"] == [1, 2]
+    path = run.path / "history.csv"
+    whole = path.read_bytes()
+    damaged = {"truncated": whole[:-8], "empty": b"", "bytes": bytes(range(256)), "columns": b"a,b\n1,2\n"}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(RunError, match=r"history\.csv: damaged or rows are missing"):
+        resumed(run)
+
+
 def test_another_tasks_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a run of test, not of rl"):
         resumed(a_run(tmp_path), task="rl")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from common import cli
-from common.files import load_weights
+from common.files import load_weights, save_weights
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
@@ -103,6 +104,28 @@ def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path) ->
     assert len((run / "history.csv").read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize("file", ["dense", "masks"])
+def test_another_networks_file_is_told(
+    smoke: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    save_weights(tmp_path / "run" / "checkpoints" / f"{file}.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(SystemExit):
+        cli.run(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert f"{file}.safetensors: not" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resume_on_other_images_is_refused(smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    progress = tmp_path / "run" / "checkpoints" / "progress.json"
+    progress.write_text(progress.read_text().replace("scikit-learn load_digits", "elsewhere"))
+    with pytest.raises(SystemExit):
+        cli.run(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert "elsewhere" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
     done = study("--resume", str(smoke))
@@ -120,6 +143,7 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),
         (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
+        (["--dense-weights", "no/such"], 2, "--dense-weights no/such: no such file"),
         (["--dense-weights", "README.md"], 1, "README.md: not a readable safetensors file"),
         (["--results-dir", "README.md"], 1, "README.md"),
         (["--results-dir", "/proc/none"], 1, "/proc/none"),

@@ -19,15 +19,15 @@ def test_same_outputs_as_torchvision_layers() -> None:
     model = VGG11().eval()
     theirs = vgg11_bn().features.eval()
     theirs.load_state_dict(model.features.state_dict())
-    images = torch.randn(5, 3, 32, 32)
+    images = torch.randn(40, 3, 32, 32)
     torch.testing.assert_close(model(images), model.classifier(theirs(images).mean((2, 3))), rtol=1e-3, atol=1e-4)
 
 
 def test_2x2_product_equals_the_convolution_and_its_gradients() -> None:
     torch.manual_seed(0)
     conv = Conv2dOn2x2(6, 5, kernel_size=3, padding=1).double()
-    images = torch.randn(7, 6, 2, 2, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(7, 5, 2, 2, dtype=torch.float64)
+    images = torch.randn(40, 6, 2, 2, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(40, 5, 2, 2, dtype=torch.float64)
     results = []
     for output in (conv(images), F.conv2d(images, conv.weight, conv.bias, padding=1)):
         results.append((output, *torch.autograd.grad(output, (images, conv.weight, conv.bias), upstream)))
