@@ -37,7 +37,7 @@ class Settings(RunSettings):
     epochs: Annotated[int, Ge(1)] = 10
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
-    """Images a step."""
+    """Images a step, and in the larger batch whose latency is measured."""
     learning_rate: Annotated[float, Gt(0)] = 0.1
     """Peak learning rate of SGD with Nesterov momentum; rises to it linearly and falls to 0 linearly."""
     warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.25
