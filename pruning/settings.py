@@ -87,7 +87,7 @@ class Settings(RunSettings):
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
-        if self.dense_weights is not None and not self.dense_weights.is_file():
+        if self.dense_weights is not None and self.resume is None and not self.dense_weights.is_file():
             raise UsageError(f"--dense-weights {self.dense_weights}: no such file")
         if self.dense_weights is not None and self.retrain_per_layer:
             raise UsageError(
