@@ -70,11 +70,11 @@ class TrainState:
         self.step = saved["step"]
 
 
-def triangular(peak: float, floor: float = 0.0) -> Callable[[float], float]:
-    """Returns a schedule that rises linearly to 1 at fraction `peak` of the training and falls to `floor`."""
+def triangular(peak: float) -> Callable[[float], float]:
+    """Returns a schedule that rises linearly to 1 at fraction `peak` of the training and falls to 0."""
 
     def multiplier(done: float) -> float:
-        return done / peak if done < peak else 1 - (1 - floor) * (done - peak) / (1 - peak)
+        return done / peak if done < peak else 1 - (done - peak) / (1 - peak)
 
     return multiplier
 
