@@ -147,13 +147,13 @@ class Augmentation:
         self._shifts = 2 * translate + 1
         self._first_side = torch.rand(len(images), device=images.device, generator=generator) < 0.5 if flip else None
 
-    def __call__(self, index: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
-        """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,) for `epoch` (from 0)."""
+    def __call__(self, index: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
+        """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,) after `epoch` epochs and parts of one."""
         down, right = torch.randint(self._shifts, (2, len(index)), device=index.device, generator=generator)
         images = self._crops[index, :, down, right]
         if self._first_side is None:
             return images
-        flipped = self._first_side[index] ^ bool(epoch % 2)
+        flipped = self._first_side[index] ^ bool(int(epoch) % 2)
         return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Literal
@@ -64,3 +66,11 @@ def synchronize(device: torch.device) -> None:
     """Waits for the device, so that a clock read afterwards is honest."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Returns the most memory so far in bytes: of the GPU's tensors, or on a CPU of this process with its libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if sys.platform == "darwin" else 1024 * kibibytes  # macOS counts in bytes

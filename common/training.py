@@ -18,8 +18,8 @@ from common.device import Precision, autocast, synchronize
 from common.experiment import Run, require_finite
 from common.files import load_state, save_state
 
-# (model, indices (B,), epoch, generator) → (loss, {name: scalar tensor to average over the epoch})
-BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+# (model, indices (B,), epochs done with their fraction, generator) → (loss, {name: scalar to average over the epoch})
+BatchLoss = Callable[[nn.Module, Tensor, float, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +90,14 @@ def fit(
     generator: torch.Generator,
     *,
     after_step: Callable[[TrainState], None] = lambda state: None,
-    validate: Callable[[nn.Module], Mapping[str, float]] = lambda model: {},
+    validate: Callable[[nn.Module, int], Mapping[str, float]] = lambda model, epoch: {},
     carried: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """Trains `model` on `examples` indexed examples and returns it, or its moving average.
 
     A checkpoint is written after every epoch; when the run folder holds one of this stage, training goes on from it,
     to the same weights as if it had never stopped. `after_step` may edit the weights (masks); `validate` is called on
-    the model that would be returned, after every epoch.
+    the model that would be returned, after every epoch, with the number of epochs done.
 
     Raises:
         RunError: the loss is not finite.
@@ -125,7 +125,7 @@ def fit(
                 for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
                     group["lr"] = rate * multiplier
                 with autocast(device, recipe.precision):
-                    loss, measured = batch_loss(model, indices, epoch, generator)
+                    loss, measured = batch_loss(model, indices, state.step / steps_an_epoch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -144,7 +144,7 @@ def fit(
             require_finite(
                 scalars["loss/train"], f"{stage}: the loss of epoch {epoch + 1} (step {state.step})", checkpoint
             )
-            scalars |= validate(average if average is not None else model)
+            scalars |= validate(average if average is not None else model, epoch + 1)
             scalars |= {
                 "learning_rate": peak_rates[0] * multiplier,
                 "images_per_second": steps_an_epoch * batch_size / seconds,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from common import cli, data
 from common.device import set_up, stream_seed
-from common.errors import RunError
 from common.experiment import Run, say
 from common.training import accuracy
 from pruning import account, allocation, figures, sparse_file
@@ -37,11 +36,7 @@ def main(settings: Settings) -> None:
         print(run.path)
         return
 
-    if run.remembered("dataset", images.record) != images.record():
-        raise RunError(
-            f"--resume {run.path}: the run began on {run.remembered('dataset', images.record)}, "
-            f"now the data is {images.record()}; point --data-dir or DATA_DIR to the same images"
-        )
+    run.require_same_images(images.record())
 
     def test_accuracy(network: VGG11) -> float:
         return accuracy(network, inputs(images, images.test), images.test.labels)

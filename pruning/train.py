@@ -145,14 +145,14 @@ def _fit(
     )
 
     def batch_loss(
-        network: nn.Module, indices: Tensor, epoch: int, generator: torch.Generator
+        network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labels = data.train.labels[indices]
         logits = network(data.normalise(augment(indices, epoch, generator)))
         loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: nn.Module, epoch: int) -> dict[str, float]:
         with autocast(run.device, settings.precision):
             return {"accuracy/validation": accuracy(network, inputs(data, data.validation), data.validation.labels)}
 

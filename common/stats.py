@@ -1,0 +1,54 @@
+"""Statistics of seeds: means with intervals, and differences between arms that share their seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate and its bootstrap confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside the interval: the difference is more than its noise."""
+        return self.low > 0 or self.high < 0
+
+
+def mean(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 20_000) -> Interval:
+    """Returns the mean over seeds with its percentile bootstrap interval; of fewer than two values a bare point.
+
+    The percentile interval of few seeds is too narrow (for five, nearer 85 % than 95 % by coverage of normal values):
+    read a difference that barely excludes zero as open.
+    """
+    sample = np.asarray(values, dtype=float)
+    estimate = float(sample.mean())
+    if len(sample) < 2 or np.ptp(sample) == 0:
+        return Interval(estimate, estimate, estimate)
+    drawn = bootstrap(
+        (sample,), np.mean, n_resamples=resamples, confidence_level=confidence, method="percentile", rng=0
+    ).confidence_interval
+    return Interval(estimate, float(drawn.low), float(drawn.high))
+
+
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95, resamples: int = 20_000
+) -> Interval:
+    """Returns the mean of `ours` − `theirs` seed by seed, with its bootstrap interval.
+
+    Raises:
+        ValueError: the arms do not have the same number of seeds.
+    """
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return mean(differences, confidence=confidence, resamples=resamples)

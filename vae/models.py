@@ -1,0 +1,81 @@
+"""Encoders and decoders for 28×28 images, fully connected and convolutional."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Architecture = Literal["fc", "conv"]
+SIDE = 28  # pixels
+
+
+class VAE(nn.Module):
+    """Posterior N(m(x), s(x)²) over codes, and what the likelihood is made of for a code (Kingma & Welling 2014).
+
+    `encoder` maps images `(B, 1, 28, 28)` to features `(B, width)`, `decoder` features `(B, width)` to one number a
+    pixel: the logit of its mean. Codes are computed in float32 also under autocast: a posterior can be narrower than
+    the steps of bfloat16.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, width: int, latent: int, *, learn_noise: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.posterior = nn.Linear(width, 2 * latent)
+        self.from_code = nn.Linear(latent, width)
+        # Deviation of a pixel under the Gaussian likelihood, one for all (σ-VAE, Rybkin et al. 2021).
+        self.log_noise = nn.Parameter(torch.tensor(-1.0)) if learn_noise else None
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the posterior's mean and log-variance, both `(B, latent)`, for images `(B, 1, 28, 28)` in [0, 1]."""
+        features = self.encoder(images)
+        with torch.autocast(images.device.type, enabled=False):
+            mean, log_variance = self.posterior(features.float()).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Returns logits `(B, 1, 28, 28)`, float32, for codes `(B, latent)`."""
+        with torch.autocast(codes.device.type, enabled=False):
+            features = torch.relu(self.from_code(codes))
+        logits: Tensor = self.decoder(features).float()
+        return logits
+
+
+def build(arch: Architecture, latent: int, *, hidden: Sequence[int], channels: int, learn_noise: bool = False) -> VAE:
+    """Returns a VAE with fresh weights: `fc` with layers of `hidden` units, `conv` with `channels` feature maps."""
+    if arch == "fc":
+        return _fully_connected(latent, hidden, learn_noise)
+    return _convolutional(latent, channels, learn_noise)
+
+
+def _fully_connected(latent: int, hidden: Sequence[int], learn_noise: bool) -> VAE:
+    """784 → hidden → latent → hidden reversed → 784; `hidden` = [400] is the network of PyTorch's own VAE example."""
+    sizes = [SIDE * SIDE, *hidden]
+    down = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    up = [layer for pair in itertools.pairwise(sizes[::-1]) for layer in (nn.Linear(*pair), nn.ReLU())]
+    encoder = nn.Sequential(nn.Flatten(), *down)
+    decoder = nn.Sequential(*up[:-1], nn.Unflatten(1, (1, SIDE, SIDE)))
+    return VAE(encoder, decoder, hidden[-1], latent, learn_noise=learn_noise)
+
+
+def _convolutional(latent: int, channels: int, learn_noise: bool, width: int = 256) -> VAE:
+    """Convolutions over a 7×7 grid of 4×4-pixel patches, a hidden layer, and the mirror image of both."""
+    flat = channels * 49
+
+    def conv(inputs: int, outputs: int) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+    encoder = nn.Sequential(
+        nn.PixelUnshuffle(4),  # (B, 16, 7, 7)
+        *(conv(16, channels), nn.ReLU(), conv(channels, channels), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(flat, width), nn.ReLU()),
+    )
+    decoder = nn.Sequential(
+        *(nn.Linear(width, flat), nn.ReLU(), nn.Unflatten(1, (channels, 7, 7))),
+        *(conv(channels, channels), nn.ReLU(), conv(channels, 16)),
+        nn.PixelShuffle(4),  # (B, 1, 28, 28)
+    )
+    return VAE(encoder, decoder, width, latent, learn_noise=learn_noise).to(memory_format=torch.channels_last)

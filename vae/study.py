@@ -1,0 +1,212 @@
+"""Several VAEs and seeds in one go: the sheet of their samples, the table of their figures, the claims with intervals.
+
+`python vae/study.py --config configs/vae/study_reference.yaml` trains the reference study's eight models;
+`--config configs/vae/study_claims.yaml` tests its claims with seeds and controls. Started again with `--resume` it
+does what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import tyro
+from annotated_types import Ge
+from torch import Tensor
+
+from common import cli, data, stats
+from common.device import set_up
+from common.errors import RunError, UsageError
+from common.experiment import Run, say
+from common.files import load_weights, write_atomically
+from common.sweep import Job, options, run_jobs
+from vae import figures, objective, samplers
+from vae.classifier import judge
+from vae.settings import Settings
+from vae.train import initial_model, model_title
+
+COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
+    "elbo": ("ELBO", 2),
+    "nll": ("NLL ≤", 2),
+    "reconstruction": ("reconstruction", 2),
+    "kl": ("KL", 2),
+    "fid": ("FID", 2),
+    "fid_mixture": ("FID, mixture", 2),
+    "density": ("density", 3),
+    "coverage": ("coverage", 3),
+}
+COMPARED = ("fid", "elbo", "fid_mixture", "coverage")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudySettings(cli.RunSettings):
+    """Train several VAEs with several seeds, compare them seed by seed, draw their samples side by side."""
+
+    smoke: ClassVar[dict[str, Any]] = {"dataset": "digits", "seeds": 2}
+
+    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    """Images; auto takes MNIST where it can be had, else scikit-learn's digits, with a warning."""
+    seeds: Annotated[int, Ge(1)] = 1
+    """Seeds of every model: --seed and the ones after it, the same for all."""
+    processes: Annotated[int, Ge(1)] | None = None
+    """Trainings at a time; none means one a core on a CPU (faster than more threads each) and one on a GPU."""
+    everywhere: Annotated[dict[str, Any], tyro.conf.Fixed] = dataclasses.field(default_factory=dict)
+    """Settings of vae/train.py that all models share (in the YAML preset)."""
+    models: Annotated[dict[str, dict[str, Any]], tyro.conf.Fixed] = dataclasses.field(default_factory=dict)
+    """Settings of vae/train.py for each model by name (in the YAML preset)."""
+    claims: Annotated[dict[str, tuple[str, str]], tyro.conf.Fixed] = dataclasses.field(default_factory=dict)
+    """Claim → the two models whose figures are subtracted, first − second (in the YAML preset)."""
+
+    def check(self) -> None:
+        """Raises UsageError for a study without models, with unknown settings, or with claims about none of them."""
+        if not self.models:
+            raise UsageError("a study needs models: give one of the presets, --config configs/vae/study_reference.yaml")
+        unknown = {name for pair in self.claims.values() for name in pair} - self.models.keys()
+        if unknown:
+            raise UsageError(f"claims: no model is named {min(unknown)}; known are {', '.join(self.models)}")
+        for name in self.models:
+            self.model_settings(name).check()
+
+    def job_settings(self, name: str, seed: int) -> dict[str, Any]:
+        """Returns the settings that a run of model `name` is started with."""
+        chosen = {**self.everywhere, **self.models[name]}
+        if self.smoke_test:
+            chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
+        passed: dict[str, Any] = {
+            "seed": seed,
+            "device": self.device,
+            "precision": self.precision,
+            "dataset": self.dataset,
+        }
+        if self.data_dir is not None:
+            passed["data_dir"] = str(self.data_dir)
+        return {**chosen, **passed, "seed": seed, "threads": self.threads or max(1, _cores() // self.at_once)}
+
+    def model_settings(self, name: str) -> Settings:
+        """Returns the settings of one model with the first seed, as vae/train.py resolves them."""
+        return cli.parse(Settings, options(self.job_settings(name, self.seed)))
+
+    @property
+    def at_once(self) -> int:
+        """How many trainings run at a time."""
+        return self.processes or (1 if self.device == "cuda" or torch.cuda.is_available() else _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(settings: StudySettings) -> None:
+    """Runs the study, or what is left of it, and prints its folder."""
+    settings.check()
+    device = set_up(settings.device, settings.threads or max(1, _cores() // settings.at_once))
+    images = data.load(
+        settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
+    )
+    run = Run(settings, "vae", "study", device)
+    if run.finished:
+        say(f"{run.path} is complete; nothing is left to do")
+        print(run.path)
+        return
+    run.require_same_images(images.record())
+    models = {name: settings.model_settings(name) for name in settings.models}
+
+    say(f"1/3 the classifier that judges samples of {images.caption}")
+    judge(run, images, next(iter(models.values())).generated)
+
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    jobs = {name: [Job(f"{name}-seed{seed}", settings.job_settings(name, seed)) for seed in seeds] for name in models}
+    say(f"2/3 {len(models)} models × {len(seeds)} seeds, {settings.at_once} at a time, in {run.path / 'runs'}")
+    every = [
+        job for row in zip(*jobs.values(), strict=True) for job in row
+    ]  # all models of a seed before the next seed
+    folders = run_jobs("vae/train.py", "vae", every, run.path / "runs", processes=settings.at_once)
+    results = {name: [_metrics(folders[job.name]) for job in row] for name, row in jobs.items()}
+
+    say("3/3 comparing and drawing")
+    figures_of = {name: {key: [r[key] for r in rows] for key in COLUMNS} for name, rows in results.items()}
+    claims = {claim: compare(figures_of[one], figures_of[other]) for claim, (one, other) in settings.claims.items()}
+    first = {name: folders[row[0].name] for name, row in jobs.items()}
+    pictures = {name: first_samples(models[name], folder, device) for name, folder in first.items()}
+    captions = {name: panel_caption(model_title(models[name]), figures_of[name]) for name in models}
+    run.figure("samples", figures.sheet_of_samples(pictures, captions, images.caption))
+    if claims:
+        run.figure("claims", figures.claims(claims, images.caption))
+    text = tables(figures_of, {name: [r["seconds"] for r in rows] for name, rows in results.items()}, claims)
+    write_atomically(run.path / "tables.md", text.encode())
+    metrics = {
+        "dataset": images.record(),
+        "classifier": results[next(iter(models))][0]["classifier"],
+        "seeds": list(seeds),
+        "models": figures_of,
+        "claims": claims,
+    }
+    run.finish(metrics, ())
+    say(text)
+    print(run.path)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """Returns a run's metrics.json with the mixture's FID beside the prior's."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        return {**metrics, "fid_mixture": metrics["quality"]["mixture samples"]["fid"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'metrics.json'}: damaged ({error}); delete the folder to run it anew") from None
+
+
+def compare(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Returns the mean of `one` − `other` over shared seeds and its 95 % bootstrap interval, for each figure."""
+    return {key: dataclasses.asdict(stats.paired_difference(one[key], other[key])) for key in COMPARED}
+
+
+def first_samples(settings: Settings, folder: Path, device: torch.device, count: int = 64) -> Tensor:
+    """Returns images that the trained model of a run makes of codes from its own prior."""
+    model = initial_model(settings).to(device)
+    model.load_state_dict(load_weights(folder / "checkpoints" / "vae.safetensors"))
+    codes = samplers.prior_codes(settings.prior_on(device), count, settings.latent, settings.seed)
+    return objective.decoded(model.eval(), codes)
+
+
+def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:
+    """Returns a model's name over its figures, means over the seeds, for the sheet of samples."""
+    mean = {key: stats.mean(numbers).estimate for key, numbers in values.items()}
+    return (
+        f"{title.replace(', prior', chr(10) + 'prior')}\n"
+        f"ELBO {mean['elbo']:.1f}, NLL ≤ {mean['nll']:.1f}, FID {mean['fid']:.1f}"
+    )
+
+
+def tables(
+    models: Mapping[str, Mapping[str, Sequence[float]]],
+    seconds: Mapping[str, Sequence[float]],
+    claims: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> str:
+    """Returns both tables as Markdown: every model's figures, and every claim's differences with their intervals."""
+    count = len(next(iter(seconds.values())))
+    head = ["model", *(heading for heading, _ in COLUMNS.values()), "seconds a run"]
+    lines = [f"Means over {count} seed{'s' * (count > 1)}, nats an image; evaluated on the test images at β = 1.", ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, values in models.items():
+        cells = [f"{stats.mean(values[key]).estimate:.{digits}f}" for key, (_, digits) in COLUMNS.items()]
+        lines.append(f"| {name} | " + " | ".join([*cells, f"{stats.mean(seconds[name]).estimate:.0f}"]) + " |")
+    if claims:
+        lines += ["", f"Differences seed by seed ({count} seeds), mean and 95 % bootstrap interval; * excludes 0.", ""]
+        lines += [
+            "| claim | " + " | ".join(COLUMNS[key][0] for key in COMPARED) + " |",
+            "|---|" + "---|" * len(COMPARED),
+        ]
+        for claim, differences in claims.items():
+            intervals = [stats.Interval(**differences[key]) for key in COMPARED]
+            cells = [f"{interval}{' *' * interval.excludes_zero}" for interval in intervals]
+            lines.append(f"| {claim} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    cli.run(main, StudySettings)
