@@ -104,12 +104,15 @@ def _last_line(log: Path) -> str:
 
 
 def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises RunError when the folder holds a run with other settings: its figures must not pass for these."""
+    """Raises RunError when the folder holds a run with other settings: its figures must not pass for these.
+
+    Both are compared as YAML holds them: lists, not tuples.
+    """
     if not (folder / "config.yaml").exists():
         return
     try:
         there = yaml.safe_load((folder / "config.yaml").read_text())
-        other = {name for name, value in settings.items() if str(there[name]) != str(value)}
+        other = {name for name, value in settings.items() if there[name] != value}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None
     if other:

@@ -30,13 +30,13 @@ CLASS_COLOURS = (
 
 def rows_of_pictures(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
     """Returns one image `(1, H, W)` in [0, 1] with `rows` of pictures `(N, 1, 28, 28)` under one another."""
-    padded = [torch.nn.functional.pad(row, (gap // 2,) * 4, value=1.0) for row in rows]
+    padded = [torch.nn.functional.pad(row, (gap // 2,) * 4, value=0.2) for row in rows]
     return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1).clamp(0, 1)
 
 
 def _show(axes: Axes, rows: Sequence[Tensor], gap: int = 2) -> None:
     """Draws `rows` of pictures, ink black on white."""
-    axes.imshow(rows_of_pictures(rows, gap)[0].cpu(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(rows_of_pictures(rows, gap)[0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -57,8 +57,8 @@ def training(history: History, title: str, caption: str) -> Figure:
     }
     labels = {"elbo": "ELBO at β = 1 [nats]", "reconstruction": "reconstruction error [nats]", "kl": "KL [nats]"}
     for axes, (name, label) in zip(panels, labels.items(), strict=True):
-        axes.plot(history["step"], train[name], color=COLOURS[0], linestyle=":", label="training")
-        axes.plot(history["step"], history[f"{name}/validation"], color=COLOURS[1], label="held out")
+        axes.plot(history["step"], train[name], color=COLOURS[0], linestyle=":", marker=".", label="training")
+        axes.plot(history["step"], history[f"{name}/validation"], color=COLOURS[1], marker=".", label="held out")
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         settled = history[f"{name}/validation"][len(history["step"]) // 10 :]  # the first epochs would flatten the rest

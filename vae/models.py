@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Architecture = Literal["fc", "conv"]
+Activation = Literal["silu", "relu"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 SIDE = 28  # pixels
 
 
@@ -21,9 +23,11 @@ class VAE(nn.Module):
     the steps of bfloat16.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, width: int, latent: int, *, learn_noise: bool) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, act: nn.Module, width: int, latent: int, *, learn_noise: bool
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.act = encoder, decoder, act
         self.posterior = nn.Linear(width, 2 * latent)
         self.from_code = nn.Linear(latent, width)
         # Deviation of a pixel under the Gaussian likelihood, one for all (σ-VAE, Rybkin et al. 2021).
@@ -39,29 +43,39 @@ class VAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Returns logits `(B, 1, 28, 28)`, float32, for codes `(B, latent)`."""
         with torch.autocast(codes.device.type, enabled=False):
-            features = torch.relu(self.from_code(codes))
+            features = self.act(self.from_code(codes))
         logits: Tensor = self.decoder(features).float()
         return logits
 
 
-def build(arch: Architecture, latent: int, *, hidden: Sequence[int], channels: int, learn_noise: bool = False) -> VAE:
+def build(
+    arch: Architecture,
+    latent: int,
+    *,
+    hidden: Sequence[int],
+    channels: int,
+    activation: Activation = "silu",
+    learn_noise: bool = False,
+) -> VAE:
     """Returns a VAE with fresh weights: `fc` with layers of `hidden` units, `conv` with `channels` feature maps."""
+    act = ACTIVATIONS[activation]
     if arch == "fc":
-        return _fully_connected(latent, hidden, learn_noise)
-    return _convolutional(latent, channels, learn_noise)
+        encoder, decoder, width = _fully_connected(hidden, act)
+    else:
+        encoder, decoder, width = _convolutional(channels, act)
+    return VAE(encoder, decoder, act(), width, latent, learn_noise=learn_noise).to(memory_format=torch.channels_last)
 
 
-def _fully_connected(latent: int, hidden: Sequence[int], learn_noise: bool) -> VAE:
-    """784 → hidden → latent → hidden reversed → 784; `hidden` = [400] is the network of PyTorch's own VAE example."""
+def _fully_connected(hidden: Sequence[int], act: type[nn.Module]) -> tuple[nn.Module, nn.Module, int]:
+    """784 → hidden, and hidden reversed → 784; with [400] and 20 dimensions the network of PyTorch's VAE example."""
     sizes = [SIDE * SIDE, *hidden]
-    down = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
-    up = [layer for pair in itertools.pairwise(sizes[::-1]) for layer in (nn.Linear(*pair), nn.ReLU())]
-    encoder = nn.Sequential(nn.Flatten(), *down)
+    down = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), act())]
+    up = [layer for pair in itertools.pairwise(sizes[::-1]) for layer in (nn.Linear(*pair), act())]
     decoder = nn.Sequential(*up[:-1], nn.Unflatten(1, (1, SIDE, SIDE)))
-    return VAE(encoder, decoder, hidden[-1], latent, learn_noise=learn_noise)
+    return nn.Sequential(nn.Flatten(), *down), decoder, hidden[-1]
 
 
-def _convolutional(latent: int, channels: int, learn_noise: bool, width: int = 256) -> VAE:
+def _convolutional(channels: int, act: type[nn.Module], width: int = 256) -> tuple[nn.Module, nn.Module, int]:
     """Convolutions over a 7×7 grid of 4×4-pixel patches, a hidden layer, and the mirror image of both."""
     flat = channels * 49
 
@@ -70,12 +84,12 @@ def _convolutional(latent: int, channels: int, learn_noise: bool, width: int = 2
 
     encoder = nn.Sequential(
         nn.PixelUnshuffle(4),  # (B, 16, 7, 7)
-        *(conv(16, channels), nn.ReLU(), conv(channels, channels), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(flat, width), nn.ReLU()),
+        *(conv(16, channels), act(), conv(channels, channels), act()),
+        *(nn.Flatten(), nn.Linear(flat, width), act()),
     )
     decoder = nn.Sequential(
-        *(nn.Linear(width, flat), nn.ReLU(), nn.Unflatten(1, (channels, 7, 7))),
-        *(conv(channels, channels), nn.ReLU(), conv(channels, 16)),
+        *(nn.Linear(width, flat), act(), nn.Unflatten(1, (channels, 7, 7))),
+        *(conv(channels, channels), act(), conv(channels, 16)),
         nn.PixelShuffle(4),  # (B, 1, 28, 28)
     )
-    return VAE(encoder, decoder, width, latent, learn_noise=learn_noise).to(memory_format=torch.channels_last)
+    return encoder, decoder, width

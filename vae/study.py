@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -70,6 +71,8 @@ class StudySettings(cli.RunSettings):
         if unknown:
             raise UsageError(f"claims: no model is named {min(unknown)}; known are {', '.join(self.models)}")
         for name in self.models:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise UsageError(f"models: {name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
             self.model_settings(name).check()
 
     def job_settings(self, name: str, seed: int) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def initial_model(settings: Settings) -> VAE:
         settings.latent,
         hidden=settings.hidden,
         channels=settings.channels,
+        activation=settings.activation,
         learn_noise=settings.likelihood == "gaussian",
     )
     if settings.initialisation == "mapped":

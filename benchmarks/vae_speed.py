@@ -1,0 +1,318 @@
+"""VAE training speed beside PyTorch's example loop and Pythae, in turn, in one run, as ratios, with peak memory.
+
+`python benchmarks/vae_speed.py` (Pythae comes with requirements-bench.txt). Both sides of a row train the same layers
+on the same MNIST images with the same batch and likelihood (grey values in the cross-entropy, which all peers use), and
+Adam. Every side is a process of its own, so that its memory is its own; the sides take turns, one round each, and
+the rates are medians over the rounds. A round is one pass over the row's images through the side's own training loop:
+`common.training.fit` here, `BaseTrainer.train_step` in Pythae, the plain loop of pytorch/examples/vae.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from common import data
+from common.cli import RunSettings
+from common.device import peak_memory, resolve_precision, set_up, synchronize
+from common.experiment import Run
+from common.training import Recipe, fit, triangular
+from vae import models, objective
+from vae.priors import PRIORS
+from vae.settings import Settings as VaeSettings
+
+Network = Literal["example", "pythae-mlp", "pythae-conv"]
+ROWS: dict[str, tuple[Network, str, int]] = {  # row → network, other side, images a round
+    "784-400-20, DataLoader + ToTensor": ("example", "plain", 12_800),
+    "784-400-20, the same with 2 workers": ("example", "plain-workers", 12_800),
+    "Pythae, its MLP 784-512-16": ("pythae-mlp", "pythae", 12_800),
+    "Pythae, its convolutional MNIST network": ("pythae-conv", "pythae", 1_280),
+}
+LATENT = {"example": 20, "pythae-mlp": 16, "pythae-conv": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """VAE training speed beside PyTorch's example and Pythae."""
+
+    rounds: int = 7
+    """Rounds; in each one both sides of a row run in turn."""
+    batch_size: int = 128
+    """Images a step, on both sides."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    data_dir: Path | None = None
+    """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
+    output: Path | None = None
+    """JSON file for the figures."""
+    side: str | None = None
+    """For the benchmark's own processes: ours, plain, plain-workers or pythae; none runs the whole comparison."""
+    network: Network = "example"
+    """For the benchmark's own processes: which network."""
+    images: int = 12_800
+    """For the benchmark's own processes: images a round."""
+
+
+# -- our side ----------------------------------------------------------------------------------------------------------
+
+
+def our_network(network: Network) -> models.VAE:
+    """Returns the other side's layers in our VAE."""
+    if network == "pythae-conv":
+        return _pythae_convolutions()
+    hidden = (400,) if network == "example" else (512,)
+    return models.build("fc", LATENT[network], hidden=hidden, channels=1, activation="relu")
+
+
+def _pythae_convolutions() -> models.VAE:
+    """Pythae's Encoder_Conv_VAE_MNIST and Decoder_Conv_AE_MNIST, layer by layer."""
+    widths = (1, 128, 256, 512, 1024)
+    down: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        down += [nn.Conv2d(inputs, outputs, 4, 2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+    up: list[nn.Module] = [nn.Unflatten(1, (1024, 4, 4))]
+    for inputs, outputs, extra in ((1024, 512, 0), (512, 256, 1)):
+        up += [nn.ConvTranspose2d(inputs, outputs, 3, 2, padding=1, output_padding=extra)]
+        up += [nn.BatchNorm2d(outputs), nn.ReLU()]
+    up += [nn.ConvTranspose2d(256, 1, 3, 2, padding=1, output_padding=1)]
+    encoder, decoder = nn.Sequential(*down, nn.Flatten()), nn.Sequential(*up)
+    vae = models.VAE(encoder, decoder, nn.Identity(), 1024, LATENT["pythae-conv"], learn_noise=False)
+    vae.from_code = nn.Linear(LATENT["pythae-conv"], 1024 * 16)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def ours(settings: Settings, images: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
+    """Returns a function that trains for one round with `fit` and returns images a second, by the loop's own clock."""
+    model = our_network(settings.network).to(device)
+    prior = VaeSettings(prior="normal").prior_on(device)
+    assert PRIORS["normal"] == (0.0, 1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    generator = torch.Generator(device).manual_seed(0)
+    run = Run(RunSettings(results_dir=folder), "benchmark", "vae", device)
+    recipe = Recipe(1, settings.batch_size, triangular(0.5), "auto")
+    rounds = iter(range(1000))
+
+    def batch_loss(
+        network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(network, models.VAE)
+        x = objective.pixels(images.images[indices])
+        reconstruction, kl = objective.training_terms(network, x, prior, generator)
+        return reconstruction + kl, {"reconstruction": reconstruction, "kl": kl}
+
+    def train() -> float:
+        stage = f"round {next(rounds)}"
+        fit(run, stage, model, optimizer, batch_loss, len(images), recipe, generator)
+        optimizer.param_groups[0]["lr"] = 1e-3
+        return run.history(stage)["images_per_second"][0]
+
+    return train
+
+
+# -- the other sides ---------------------------------------------------------------------------------------------------
+
+
+class ExampleVAE(nn.Module):
+    """The network of pytorch/examples/vae/main.py, as it is written there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc21, self.fc22 = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+        self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns pixel means, posterior means and log-variances for images `(B, 1, 28, 28)`."""
+        hidden = F.relu(self.fc1(x.view(-1, 784)))
+        mean, log_variance = self.fc21(hidden), self.fc22(hidden)
+        deviation = torch.exp(0.5 * log_variance)
+        code = mean + torch.randn_like(deviation) * deviation
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(code)))), mean, log_variance
+
+
+def plain(settings: Settings, images: data.Split, device: torch.device, workers: int) -> Callable[[], float]:
+    """Returns the round of the example: DataLoader over PIL images, ToTensor, binary cross-entropy of the means."""
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    class Images(Dataset[tuple[Tensor, int]]):
+        """As torchvision's MNIST: a uint8 array, made a PIL image and then a tensor one by one."""
+
+        def __init__(self) -> None:
+            self.pixels, self.labels = images.images[:, 0].cpu().numpy(), images.labels.tolist()
+            self.transform = transforms.ToTensor()
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            from PIL import Image
+
+            return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+    loader = DataLoader(
+        Images(), settings.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    model = ExampleVAE().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def train() -> float:
+        start, total = time.perf_counter(), 0.0
+        for x, _ in loader:
+            x = x.to(device)
+            optimizer.zero_grad()
+            means, mean, log_variance = model(x)
+            cross_entropy = F.binary_cross_entropy(means, x.view(-1, 784), reduction="sum")
+            kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+            loss = cross_entropy + kl
+            torch.autograd.backward(loss)
+            total += loss.item()
+            optimizer.step()
+        synchronize(device)
+        return len(images) / (time.perf_counter() - start)
+
+    return train
+
+
+def pythae(settings: Settings, images: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
+    """Returns the round of Pythae's own trainer with its own network."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    logging.disable(logging.INFO)
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT[settings.network], reconstruction_loss="bce")
+    if settings.network == "pythae-conv":
+        model = VAE(config, encoder=Encoder_Conv_VAE_MNIST(config), decoder=Decoder_Conv_AE_MNIST(config))
+    else:
+        model = VAE(config)
+    training_config = BaseTrainerConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=1e-3,
+        no_cuda=device.type == "cpu",
+    )
+    dataset = BaseDataset(objective.pixels(images.images.cpu()), images.labels.cpu())
+    trainer = BaseTrainer(model, dataset, training_config=training_config)
+    trainer.prepare_training()
+
+    def train() -> float:
+        start = time.perf_counter()
+        trainer.train_step(1)
+        synchronize(device)
+        return len(images) / (time.perf_counter() - start)
+
+    return train
+
+
+# -- the comparison ----------------------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings) -> None:
+    """Runs one side: for every line on standard input one round, its images a second and the peak memory back."""
+    device = set_up(settings.device)
+    mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
+    images = mnist.train.head(settings.images)
+    if settings.side != "ours":
+        torch.set_float32_matmul_precision("highest")  # torch's default, which others leave as it is
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        match settings.side:
+            case "ours":
+                train = ours(settings, images, device, Path(folder))
+            case "pythae":
+                train = pythae(settings, images, device, Path(folder))
+            case _:
+                train = plain(settings, images, device, workers=2 if settings.side == "plain-workers" else 0)
+        for _ in sys.stdin:
+            rate = train()
+            print(json.dumps({"rate": rate, "memory": peak_memory(device)}), flush=True)
+
+
+class Side:
+    """A process that runs one side's rounds when it is told to, and waits in between."""
+
+    def __init__(self, settings: Settings, side: str, network: Network, images: int) -> None:
+        command = [sys.executable, __file__, "--side", side, "--network", network, "--images", str(images)]
+        command += ["--batch-size", str(settings.batch_size), "--device", settings.device]
+        if settings.data_dir is not None:
+            command += ["--data-dir", str(settings.data_dir)]
+        pipe = subprocess.PIPE
+        quiet = subprocess.DEVNULL if side == "ours" else None  # our progress bar
+        environment = {**os.environ, "TQDM_DISABLE": "1"}  # Pythae's progress bar
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=environment)
+
+    def round(self) -> dict[str, float]:
+        """Returns the figures of one more round."""
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert isinstance(stdin, IO) or stdin is not None
+        assert stdout is not None
+        stdin.write("\n")
+        stdin.flush()
+        for line in stdout:
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(line))
+        raise SystemExit(f"a side of the comparison stopped: {' '.join(map(str, self.process.args))}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main(settings: Settings) -> None:
+    """Runs all comparisons, or one side when told so."""
+    if settings.side is not None:
+        serve(settings)
+        return
+    device = set_up(settings.device)
+    precision = resolve_precision("auto", device)
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {device}, {threads} threads, batch {settings.batch_size}, ours in {precision}")
+    results: dict[str, Any] = {"torch": torch.__version__, "device": str(device), "threads": threads}
+    results |= {"machine": platform.processor() or platform.machine(), "precision": precision}
+    for row, (network, other, images) in ROWS.items():
+        sides = {"ours": Side(settings, "ours", network, images), other: Side(settings, other, network, images)}
+        rounds = [{name: side.round() for name, side in sides.items()} for _ in range(settings.rounds + 1)][1:]
+        for side in sides.values():
+            side.close()
+        ratios = [figures["ours"]["rate"] / figures[other]["rate"] for figures in rounds]
+        rates = {name: statistics.median(figures[name]["rate"] for figures in rounds) for name in sides}
+        memory = {name: rounds[-1][name]["memory"] / 1e6 for name in sides}
+        results[row] = {
+            "their_images_per_second": rates[other],
+            "our_images_per_second": rates["ours"],
+            "ratio": statistics.median(ratios),
+            **{"ratio_lowest": min(ratios), "ratio_highest": max(ratios)},
+            **{"their_peak_megabytes": memory[other], "our_peak_megabytes": memory["ours"]},
+        }
+        print(
+            f"{row:42} {rates[other]:8.0f} → {rates['ours']:8.0f} images/s   {statistics.median(ratios):.2f}× "
+            f"({min(ratios):.2f}–{max(ratios):.2f})   peak memory {memory[other]:.0f} → {memory['ours']:.0f} MB",
+            flush=True,
+        )
+    if settings.output is not None:
+        settings.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,74 @@
+"""Many runs of a script: skipped when finished, resumed when not, failures told after the others have ended."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import RunError
+from common.sweep import Job, options, run_jobs
+
+SCRIPT = """
+import pathlib, sys
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "--resume" in words:
+    run = pathlib.Path(words["--resume"])
+else:
+    run = pathlib.Path(words["--results-dir"]) / "toy" / words["--run-name"]
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(f"rate: {words['--rate']}")
+(run / "started").open("a").write(" ".join(sys.argv[1:]) + "\\n")
+if words.get("--rate") == "9" and not (run.parent / "mended").exists():
+    print("working", file=sys.stderr)
+    print("error: the rate is too high", file=sys.stderr)
+    sys.exit(1)
+(run / "metrics.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "toy.py"
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+def jobs(*rates: int) -> list[Job]:
+    return [Job(f"rate{rate}", {"rate": rate}) for rate in rates]
+
+
+def test_runs_each_once_and_skips_what_is_finished(script: str, tmp_path: Path) -> None:
+    folders = run_jobs(script, "toy", jobs(1, 2, 3), tmp_path, processes=2)
+    again = run_jobs(script, "toy", jobs(1, 2, 3, 4), tmp_path, processes=2)
+    assert again == folders | {"rate4": tmp_path / "toy" / "rate4"}
+    assert all(len((folder / "started").read_text().splitlines()) == 1 for folder in again.values())
+
+
+def test_a_failure_is_told_with_its_last_line_and_the_rest_is_done(script: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"1 of 3 runs failed.*rate9: error: the rate is too high"):
+        run_jobs(script, "toy", jobs(9, 1, 2), tmp_path, processes=1)
+    assert (tmp_path / "toy" / "rate2" / "metrics.json").exists()
+    (tmp_path / "toy" / "mended").touch()
+    folders = run_jobs(script, "toy", jobs(9, 1, 2), tmp_path, processes=1)
+    calls = (folders["rate9"] / "started").read_text().splitlines()
+    assert calls[1].startswith("--resume")  # goes on where it stopped
+    assert len((folders["rate1"] / "started").read_text().splitlines()) == 1
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(script: str, tmp_path: Path) -> None:
+    run_jobs(script, "toy", [Job("a", {"rate": 1})], tmp_path, processes=1)
+    with pytest.raises(RunError, match="rate 1, not 2"):
+        run_jobs(script, "toy", [Job("a", {"rate": 2})], tmp_path, processes=1)
+
+
+def test_settings_as_words() -> None:
+    settings = {"prior_std": 2.0, "hidden": (4, 8), "flip": False, "smoke_test": True, "arch": "fc"}
+    words = ["--prior-std", "2.0", "--hidden", "4", "8", "--no-flip", "--smoke-test", "--arch", "fc"]
+    assert options(settings) == words
+
+
+def test_an_interrupted_run_stops_the_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "stopped.py"
+    path.write_text("import sys; sys.exit(130)")
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(str(path), "toy", jobs(1, 2, 3), tmp_path, processes=1)
+    assert not list((tmp_path / "toy").glob("*/metrics.json"))

@@ -1,0 +1,275 @@
+"""The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from common import cli, data
+from common.files import load_weights, save_weights
+from vae import objective
+from vae.classifier import Classifier
+from vae.priors import carried_to
+from vae.settings import Settings
+from vae.train import as_seen, initial_model, main
+
+COMMAND = [sys.executable, "vae/train.py"]
+QUICK = ["--dataset", "digits", "--arch", "fc", "--hidden", "32", "--epochs", "1", "--generated", "100"]
+
+
+def train(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+    """The run folder of one smoke test, of a β-VAE under N(1, 2²)."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["--prior", "gaussian12", "--beta", "3", "--kl-warmup-epochs", "2", "--run-name", "smoke"]
+    done = train("--smoke-test", *arguments, "--results-dir", str(folder))
+    assert done.stdout.splitlines()[-1] == str(folder / "vae" / "smoke")
+    assert "STAND-IN" in done.stderr
+    return folder / "vae" / "smoke"
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def settings_of(run: Path) -> Settings:
+    return cli.parse(Settings, ["--config", str(run / "config.yaml")])
+
+
+def test_writes_what_the_contract_says(smoke: Path) -> None:
+    metrics = metrics_of(smoke)
+    assert metrics.keys() >= {
+        *("dataset", "device", "torch", "seconds", "git_commit", "peak_memory_bytes"),
+        *("elbo", "reconstruction", "kl", "nll", "nll_samples", "fid", "density", "coverage"),
+        *("arch", "prior", "prior_mean", "prior_std", "latent", "beta", "images_per_second"),
+    }
+    expected = {"arch": "conv", "prior": "gaussian12", "prior_mean": 1, "prior_std": 2, "latent": 16, "beta": 3}
+    assert metrics | expected == metrics
+    assert metrics["dataset"] | {"name": "digits", "stand_in_for": "mnist", "images": 1797} == metrics["dataset"]
+    assert {p.stem for p in (smoke / "figures").iterdir()} == {
+        *("training", "reconstructions", "samples_prior", "samples_mixture", "latent", "traversals"),
+        *("interpolations", "quality", "early_look"),
+    }
+    assert list(smoke.glob("events.out.tfevents.*"))
+    rows = list(csv.DictReader((smoke / "history.csv").open()))
+    assert [row["stage"] for row in rows][:8] == ["vae"] * 8
+    assert float(rows[7]["elbo/validation"]) > float(rows[0]["elbo/validation"])
+
+
+def test_numbers_can_be_true(smoke: Path) -> None:
+    metrics = metrics_of(smoke)
+    assert metrics["elbo"] == pytest.approx(-metrics["reconstruction"] - metrics["kl"])
+    assert metrics["nll"] < -metrics["elbo"]  # the bound over many codes is the tighter one
+    assert metrics["nll"] > 100
+    rows = metrics["quality"]
+    assert metrics["fid"] == rows["prior samples"]["fid"]
+    assert rows["real training images"]["fid"] < rows["prior samples"]["fid"] < rows["uniform noise"]["fid"]
+    assert rows["real training images"]["coverage"] > 0.8
+    assert rows["uniform noise"]["coverage"] == 0
+    for row in rows.values():
+        assert sum(row["classes"]) == pytest.approx(1, abs=0.002)
+        assert 0.1 <= row["confidence"] <= 1
+    assert metrics["classifier"]["accuracy"] > 0.9
+
+
+def test_evaluated_at_beta_1_whatever_was_trained(smoke: Path) -> None:
+    """The saved model's ELBO, computed here without any β, is the one that metrics.json has for the β-VAE."""
+    settings, device = settings_of(smoke), torch.device("cpu")
+    assert settings.beta == 3
+    images = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
+    model = initial_model(settings)
+    model.load_state_dict(load_weights(smoke / "checkpoints" / "vae.safetensors"))
+    test = as_seen(settings, images).test.images
+    means, deviations = objective.posterior_means(model.eval(), test)
+    prior = settings.prior_on(device)
+    posterior = torch.distributions.Normal(means, deviations)
+    kl = torch.distributions.kl_divergence(posterior, prior.expand(means.shape)).sum(1).mean().item()
+    metrics = metrics_of(smoke)
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
+    codes = posterior.sample((50,))
+    x = objective.pixels(test)
+    errors = [-objective.log_likelihood(model, model.decode(c), x).mean().item() for c in codes]
+    assert metrics["elbo"] == pytest.approx(-sum(errors) / 50 - kl, abs=0.5)
+
+
+def test_warm_up_and_beta_reach_the_loss(smoke: Path) -> None:
+    rows = [row for row in csv.DictReader((smoke / "history.csv").open()) if row["stage"] == "vae"]
+    values = [[float(row[f"{n}/train"]) for n in ("loss", "reconstruction", "kl")] for row in rows]
+    weights = [(loss - reconstruction) / kl for loss, reconstruction, kl in values]
+    assert 0 < weights[0] < weights[1] < 3  # means over an epoch in which it rises from 0 to 1½, then to 3
+    assert weights[2:] == pytest.approx([3] * 6, rel=1e-3)
+
+
+def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path)]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run, deadline = tmp_path / "vae" / "smoke", time.monotonic() + 240
+    while not (run / "checkpoints" / "vae.state.pt").exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "checkpoints" / "vae.safetensors").exists()
+    done = train("--resume", str(run))
+    assert "going on after epoch" in done.stderr
+    ours, unbroken = (load_weights(r / "checkpoints" / "vae.safetensors") for r in (run, smoke))
+    assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
+    mine, theirs = metrics_of(run), metrics_of(smoke)
+    for key in ("elbo", "nll", "fid", "coverage", "classifier"):
+        assert mine[key] == theirs[key]
+
+
+def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+    assert train("--resume", str(smoke)).stdout.splitlines()[-1] == str(smoke)
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("file", ["vae", "classifier"])
+def test_another_networks_file_is_told(
+    smoke: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    save_weights(tmp_path / "run" / "checkpoints" / f"{file}.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(SystemExit):
+        cli.run(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert f"{file}.safetensors: not" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--latent", "2", "--prior", "gaussian12"],
+        ["--likelihood", "gaussian", "--latent", "3"],
+        ["--likelihood", "bernoulli", "--prior-mean", "-1", "--prior-std", "0.5"],
+        ["--likelihood", "static", "--beta", "5", "--capacity", "4"],
+        ["--initialisation", "mapped", "--prior", "gaussian12"],
+        ["--arch", "conv", "--channels", "8", "--ema-decay", "0.9"],
+    ],
+)
+def test_every_choice_runs_to_the_end(
+    arguments: list[str], smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.run(main, Settings, [*QUICK, *arguments, "--results-dir", str(tmp_path), "--nll-samples", "3"])
+    run = Path(capsys.readouterr().out.splitlines()[-1])
+    metrics, settings = metrics_of(run), settings_of(run)
+    assert (metrics["prior_mean"], metrics["prior_std"]) == settings.prior_parameters
+    assert (run / "figures" / "manifold.png").exists() == (settings.latent == 2)
+    assert (run / "figures" / "traversals.png").exists() == (settings.latent > 2)
+
+
+def test_mapped_start_is_the_plain_start_under_the_standard_prior() -> None:
+    plain = initial_model(Settings(prior="normal", arch="fc", latent=3, seed=4))
+    settings = Settings(prior="gaussian12", arch="fc", latent=3, seed=4, initialisation="mapped")
+    expected = carried_to(plain.state_dict(), settings.prior_on(torch.device("cpu")))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in initial_model(settings).state_dict().items())
+
+
+def test_what_each_likelihood_sees() -> None:
+    device = torch.device("cpu")
+    images = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
+
+    def grey(likelihood: objective.Likelihood) -> list[bool]:
+        seen = as_seen(Settings(likelihood=likelihood), images)
+        return [len(split.images.unique()) > 2 for split in (seen.train, seen.validation, seen.test)]
+
+    assert grey("dynamic") == [True, False, False]
+    assert grey("static") == [False, False, False]
+    assert grey("bernoulli") == grey("gaussian") == [True, True, True]
+    generator = torch.Generator().manual_seed(0)
+    drawn = objective.observer("dynamic")(images.train.images[:5], generator)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert len(objective.observer("bernoulli")(images.train.images[:5], generator).unique()) > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--latent", "0"], 2, "--latent 0"),
+        (["--beta", "-1"], 2, "--beta -1"),
+        (["--prior-std", "0"], 2, "--prior-std 0"),
+        (["--prior", "laplace"], 2, "gaussian12"),
+        (["--arch", "transformer"], 2, "conv"),
+        (["--likelihood", "poisson"], 2, "dynamic"),
+        (["--capacity", "-2"], 2, "--capacity -2"),
+        (["--nll-samples", "0"], 2, "--nll-samples 0"),
+        (["--kl-warmup-epochs", "9", "--epochs", "3"], 2, "--kl-warmup-epochs 9"),
+        (["--hidden", "0"], 2, "--hidden"),
+        (["--initialisation", "mapped"], 2, "choose another prior"),
+        (["--prior-mean", "nan"], 2, "--prior-mean"),
+        (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
+        (["--dataset", "mnist", "--data-dir", "{damaged}"], 1, "train-images-idx3-ubyte: damaged"),
+        (["--results-dir", "README.md"], 1, "README.md"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_right_status(
+    arguments: list[str], status: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        (raw / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(bytes(100))
+    arguments = [argument.format(damaged=tmp_path) for argument in arguments]
+    if "--resume" not in arguments:
+        arguments = ["--dataset", "digits", "--results-dir", str(tmp_path), *arguments]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Settings, arguments)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == status
+    assert len(errors) == 1
+    assert told in errors[0]
+
+
+def test_a_rate_that_diverges_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(main, Settings, [*QUICK, "--learning-rate", "1e6", "--results-dir", str(tmp_path)])
+    assert "lower learning rate" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_preset_is_accepted() -> None:
+    presets = {path: yaml.safe_load(path.read_text()) for path in Path("configs/vae").glob("*.yaml")}
+    presets = {path: values for path, values in presets.items() if "models" not in values}
+    assert presets
+    for path in presets:
+        cli.parse(Settings, ["--config", str(path)]).check()
+
+
+@pytest.mark.real_data
+def test_classifier_reaches_99_percent_on_mnist(real_data_dir: Path, tmp_path: Path) -> None:
+    """Also that a run on the real images says so; one epoch of a small VAE."""
+    arguments = ["--dataset", "mnist", "--data-dir", str(real_data_dir), "--arch", "fc", "--hidden", "64"]
+    short = ["--epochs", "1", "--nll-samples", "1", "--generated", "1000", "--latent", "2"]
+    run = Path(train(*arguments, *short, "--results-dir", str(tmp_path)).stdout.splitlines()[-1])
+    metrics = metrics_of(run)
+    assert metrics["dataset"]["stand_in_for"] is None
+    assert metrics["dataset"]["images"] == 70_000
+    assert metrics["classifier"]["accuracy"] >= 0.99
+    assert -250 < metrics["elbo"] < -140
+
+
+def test_classifier_separates_features_from_head() -> None:
+    network = Classifier(10).eval()
+    images = torch.rand(4, 1, 28, 28)
+    features = network.features(images)
+    assert features.shape == (4, 64)
+    assert (features < 0).any()  # before the ReLU
+    torch.testing.assert_close(network(images), network.head(features.relu()))
