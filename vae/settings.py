@@ -39,7 +39,7 @@ class Settings(RunSettings):
     """Encoder and decoder: fully connected or convolutional."""
     latent: Count = 16
     """Dimensions of the code; 2 and 16 in the reference study."""
-    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (512, 256)
+    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (1024, 512)
     """Widths of the fully connected encoder, mirrored in the decoder; 400 is the network of PyTorch's example."""
     channels: Count = 64
     """Feature maps of the convolutional encoder and decoder."""
