@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -77,26 +76,9 @@ class Settings:
 def our_network(network: Network) -> models.VAE:
     """Returns the other side's layers in our VAE."""
     if network == "pythae-conv":
-        return _pythae_convolutions()
+        return models.build("deep", LATENT[network], hidden=(), channels=0)
     hidden = (400,) if network == "example" else (512,)
-    return models.build("fc", LATENT[network], hidden=hidden, channels=1, activation="relu")
-
-
-def _pythae_convolutions() -> models.VAE:
-    """Pythae's Encoder_Conv_VAE_MNIST and Decoder_Conv_AE_MNIST, layer by layer."""
-    widths = (1, 128, 256, 512, 1024)
-    down: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        down += [nn.Conv2d(inputs, outputs, 4, 2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    up: list[nn.Module] = [nn.Unflatten(1, (1024, 4, 4))]
-    for inputs, outputs, extra in ((1024, 512, 0), (512, 256, 1)):
-        up += [nn.ConvTranspose2d(inputs, outputs, 3, 2, padding=1, output_padding=extra)]
-        up += [nn.BatchNorm2d(outputs), nn.ReLU()]
-    up += [nn.ConvTranspose2d(256, 1, 3, 2, padding=1, output_padding=1)]
-    encoder, decoder = nn.Sequential(*down, nn.Flatten()), nn.Sequential(*up)
-    vae = models.VAE(encoder, decoder, nn.Identity(), 1024, LATENT["pythae-conv"], learn_noise=False)
-    vae.from_code = nn.Linear(LATENT["pythae-conv"], 1024 * 16)
-    return vae.to(memory_format=torch.channels_last)
+    return models.build("fc", LATENT[network], hidden=hidden, channels=0)
 
 
 def ours(settings: Settings, images: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
@@ -114,7 +96,7 @@ def ours(settings: Settings, images: data.Split, device: torch.device, folder: P
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(network, models.VAE)
-        x = objective.pixels(images.images[indices])
+        x = objective.pixels(images.images.index_select(0, indices))
         reconstruction, kl = objective.training_terms(network, x, prior, generator)
         return reconstruction + kl, {"reconstruction": reconstruction, "kl": kl}
 

@@ -116,10 +116,19 @@ def load(
         part: Split(train_images[index].to(device), raw.train_labels[index].to(device)) for part, index in rows.items()
     }
     test = Split(test_images.to(device), raw.test_labels.to(device))
-    std, mean = torch.std_mean(splits["train"].images.float() / 255, dim=(0, 2, 3), correction=0)
+    mean, std = _channel_statistics(splits["train"].images)
     return Dataset(
         raw.name, raw.source, stand_in_for, raw.classes, splits["train"], splits["validation"], test, mean, std
     )
+
+
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation `(C,)` of pixels in [0, 1], from counts of the levels: no float copy of the set."""
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, device=images.device) / 255
+    mean = shares @ levels.double()
+    variance = shares @ levels.double().square() - mean.square()
+    return mean.float(), variance.sqrt().float()
 
 
 def fit_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

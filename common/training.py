@@ -133,10 +133,8 @@ def fit(
                 after_step(state)
                 if average is not None:
                     _update_average(average, model, recipe.ema_decay, state.step)
-                for name, value in (measured | {"loss": loss}).items():
-                    sums[name] = (
-                        sums.get(name, torch.zeros_like(value)) + value.detach()
-                    )  # stays on the device: no wait a step
+                for name, value in (measured | {"loss": loss}).items():  # stays on the device: no wait a step
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 bar.update()
             synchronize(device)
             seconds = time.perf_counter() - start

@@ -20,7 +20,7 @@ from common.data import Augmentation, Dataset
 from common.device import random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
-from common.files import load_weights, save_weights
+from common.files import load_weights, save_weights, write_atomically
 from common.training import Recipe, accuracy, fit, triangular
 from vae.metrics import Moments, blurred, density_and_coverage, frechet_distance, moments, neighbour_radii
 from vae.objective import pixels
@@ -111,14 +111,24 @@ def judge(run: Run, data: Dataset, generated: int) -> Judge:
 
 
 def reference_rows(judge: Judge, data: Dataset, generated: int) -> dict[str, dict[str, Any]]:
-    """Returns the verdicts that frame all others: real training images (ceiling), blurred digits and noise (floor)."""
+    """Returns the verdicts that frame all others: real training images (ceiling), blurred digits and noise (floor).
+
+    They depend on the judge and the images alone, and are cached under the hash of its weights.
+    """
+    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{generated}.json"
+    with contextlib.suppress(OSError, ValueError):
+        cached: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        return cached
     train = pixels(data.train.images[:generated])
     noise = torch.rand(train.shape, generator=random_stream(0, "noise images")).to(train.device)
-    return {
+    rows = {
         "real training images": judge.verdict(train),
         "blurred training images": judge.verdict(blurred(train)),
         "uniform noise": judge.verdict(noise),
     }
+    with contextlib.suppress(OSError):
+        write_atomically(path, json.dumps(rows).encode())
+    return rows
 
 
 def _cached_or_trained(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:

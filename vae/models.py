@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Architecture = Literal["fc", "conv"]
-Activation = Literal["silu", "relu"]
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
+from vae.convolution import MatrixConv2d, MatrixConvTranspose2d
+
+Architecture = Literal["fc", "conv", "deep"]
+# On MNIST, 12 epochs: silu gains a nat over relu in `conv`; in `fc` it leaves a quarter of 16 dimensions unused.
+ACTIVATIONS: dict[Architecture, type[nn.Module]] = {"fc": nn.ReLU, "conv": nn.SiLU, "deep": nn.ReLU}
 SIDE = 28  # pixels
 
 
@@ -54,11 +56,17 @@ def build(
     *,
     hidden: Sequence[int],
     channels: int,
-    activation: Activation = "silu",
     learn_noise: bool = False,
 ) -> VAE:
-    """Returns a VAE with fresh weights: `fc` with layers of `hidden` units, `conv` with `channels` feature maps."""
-    act = ACTIVATIONS[activation]
+    """Returns a VAE with fresh weights: `fc` with layers of `hidden` units, `conv` with `channels` feature maps.
+
+    `deep` is Pythae's convolutional MNIST network, of fixed widths.
+    """
+    act = ACTIVATIONS[arch]
+    if arch == "deep":
+        vae = VAE(*_deep(act), nn.Identity(), 1024, latent, learn_noise=learn_noise)
+        vae.from_code = nn.Linear(latent, 1024 * 16)
+        return vae.to(memory_format=torch.channels_last)
     if arch == "fc":
         encoder, decoder, width = _fully_connected(hidden, act)
     else:
@@ -93,3 +101,21 @@ def _convolutional(channels: int, act: type[nn.Module], width: int = 256) -> tup
         nn.PixelShuffle(4),  # (B, 1, 28, 28)
     )
     return encoder, decoder, width
+
+
+def _deep(act: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """Four strided convolutions with batch norm and three transposed ones, 18 million parameters (Pythae's layers)."""
+    encoder = nn.Sequential(
+        *(nn.Conv2d(1, 128, 4, 2, 1), nn.BatchNorm2d(128), act()),  # (B, 128, 14, 14)
+        *(nn.Conv2d(128, 256, 4, 2, 1), nn.BatchNorm2d(256), act()),  # (B, 256, 7, 7)
+        *(MatrixConv2d(256, 512, 4, 2, 1), nn.BatchNorm2d(512), act()),  # (B, 512, 3, 3)
+        *(MatrixConv2d(512, 1024, 4, 2, 1), nn.BatchNorm2d(1024), act()),  # (B, 1024, 1, 1)
+        nn.Flatten(),
+    )
+    decoder = nn.Sequential(
+        nn.Unflatten(1, (1024, 4, 4)),
+        *(MatrixConvTranspose2d(1024, 512, 3, 2, 1), nn.BatchNorm2d(512), act()),  # (B, 512, 7, 7)
+        *(MatrixConvTranspose2d(512, 256, 3, 2, 1, 1), nn.BatchNorm2d(256), act()),  # (B, 256, 14, 14)
+        MatrixConvTranspose2d(256, 1, 3, 2, 1, 1),  # (B, 1, 28, 28)
+    )
+    return encoder, decoder

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Normal
 
 from common.data import Split
@@ -50,10 +50,34 @@ def binary_once(split: Split, purpose: str) -> Split:
     return Split(binary.to(split.images.device), split.labels)
 
 
+class _BernoulliLogLikelihood(torch.autograd.Function):
+    """Σ over pixels of x·l − ln(1 + e^l), for logits l and images x `(B, pixels)`, with one logarithm for 98 pixels.
+
+    ln(1 + e^l) = max(l, 0) − ln max(p, 1 − p) with p = σ(l). The logarithm of a product is taken in place of the sum of
+    logarithms, which are the slowest of torch's vector functions on a CPU: every factor is at least ½, so 98 of them
+    stay within float32. Twice as fast as `binary_cross_entropy_with_logits`, to the same digits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, images: Tensor) -> Tensor:
+        means = torch.sigmoid(logits)
+        ctx.save_for_backward(means, images)
+        likelier = torch.maximum(means, 1 - means).view(len(logits), -1, 98)
+        total: Tensor = torch.linalg.vecdot(images, logits) - logits.clamp(min=0).sum(1) + likelier.prod(2).log().sum(1)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        means, images = ctx.saved_tensors
+        return (images - means).mul_(gradient[:, None]), None
+
+
 def log_likelihood(model: VAE, logits: Tensor, images: Tensor) -> Tensor:
     """Returns log p(x|z) in nats, `(B,)`, for logits and images `(B, 1, 28, 28)`; `images` broadcasts over logits."""
     if model.log_noise is None:
-        return -F.binary_cross_entropy_with_logits(logits, images.expand_as(logits), reduction="none").flatten(1).sum(1)
+        total: Tensor = _BernoulliLogLikelihood.apply(logits.flatten(1), images.expand_as(logits).flatten(1))
+        return total
     distribution = Normal(torch.sigmoid(logits), model.log_noise.exp())
     log_probability: Tensor = distribution.log_prob(images).flatten(1).sum(1)
     return log_probability
@@ -86,7 +110,7 @@ def penalty(kl: Tensor, beta: float, capacity: float | None, warm: float) -> Ten
 
 @torch.inference_mode()
 def evaluate_bounds(
-    model: VAE, images: Tensor, prior: Normal, *, samples: int, seed: int, decoded_at_once: int = 2000
+    model: VAE, images: Tensor, prior: Normal, *, samples: int, seed: int, decoded_at_once: int = 500
 ) -> dict[str, float]:
     """Returns `elbo`, `reconstruction`, `kl` and `nll` in nats, means over uint8 `images`; always at β = 1.
 

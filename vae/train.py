@@ -130,7 +130,6 @@ def initial_model(settings: Settings) -> VAE:
         settings.latent,
         hidden=settings.hidden,
         channels=settings.channels,
-        activation=settings.activation,
         learn_noise=settings.likelihood == "gaussian",
     )
     if settings.initialisation == "mapped":
@@ -154,7 +153,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(network, VAE)
-        batch = observe(seen.train.images[indices], generator)
+        batch = observe(seen.train.images.index_select(0, indices), generator)
         reconstruction, kl = objective.training_terms(network, batch, prior, generator)
         warm = min(1.0, epoch / settings.kl_warmup_epochs) if settings.kl_warmup_epochs else 1.0
         loss = reconstruction + objective.penalty(kl, settings.beta, settings.capacity, warm)
@@ -190,7 +189,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
 def model_title(settings: Settings) -> str:
     """Returns the model in words, for figures."""
-    name = {"fc": "fully connected", "conv": "convolutional"}[settings.arch]
+    name = {"fc": "fully connected", "conv": "convolutional", "deep": "deep convolutional"}[settings.arch]
     kind = "VAE" if settings.beta == 1 else f"β-VAE (β = {settings.beta:g})"
     return f"{name} {kind}, prior {settings.prior_label}, {settings.latent} dimensions"
 

@@ -6,10 +6,9 @@ import torch
 from vae import models
 
 
-@pytest.mark.parametrize("arch", ["fc", "conv"])
-@pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_shapes(arch: models.Architecture, activation: models.Activation) -> None:
-    model = models.build(arch, 5, hidden=(32, 16), channels=8, activation=activation)
+@pytest.mark.parametrize("arch", ["fc", "conv", "deep"])
+def test_shapes(arch: models.Architecture) -> None:
+    model = models.build(arch, 5, hidden=(32, 16), channels=8)
     mean, log_variance = model.encode(torch.rand(3, 1, 28, 28))
     assert mean.shape == log_variance.shape == (3, 5)
     assert model.decode(mean).shape == (3, 1, 28, 28)
@@ -17,7 +16,7 @@ def test_shapes(arch: models.Architecture, activation: models.Activation) -> Non
 
 def test_the_network_of_pytorchs_example() -> None:
     """784-400-20: the layers of pytorch/examples/vae/main.py and their number of parameters."""
-    model = models.build("fc", 20, hidden=(400,), channels=8, activation="relu")
+    model = models.build("fc", 20, hidden=(400,), channels=8)
     layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
     assert sum(parameter.numel() for parameter in model.parameters()) == layers
 

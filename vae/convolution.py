@@ -1,0 +1,152 @@
+"""Strided convolutions of wide layers on small maps as one matrix product each, where that is faster: on a CPU.
+
+A convolution is `patches` of the input times a matrix; a transposed one is a matrix product whose overlapping results
+are added up by `overlap_add`. The two are each other's transposes, so each is the other's gradient. On 2 cores and in
+bfloat16 this halves the time of the layers from 7×7 pixels down, where torch's kernels spend theirs on the padding and
+on the weights' gradient; on maps of more pixels torch's own are faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Geometry = tuple[int, int, int]  # kernel size, stride, padding; all layers here are square
+
+
+def patches(maps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
+    """Returns the `(B, *size, k·k·C)` inputs of a convolution's outputs, for maps `(B, H, W, C)`."""
+    kernel, stride, padding = geometry
+    batch, channels = maps.shape[0], maps.shape[3]
+    padded = F.pad(maps, (0, 0, padding, padding, padding, padding)).contiguous()
+    down = padded.stride()
+    windows = padded.as_strided(
+        (batch, *size, kernel, kernel, channels), (down[0], stride * down[1], stride * down[2], down[1], down[2], 1)
+    )
+    return windows.reshape(batch, *size, kernel * kernel * channels)
+
+
+def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
+    """Returns maps `(B, *size, C)`: each input position's `(B, h, w, k·k·C)` taps added where the kernel puts them."""
+    kernel, stride, padding = geometry
+    batch, rows, columns, width = taps.shape
+    channels = width // kernel**2
+    height, breadth = (
+        max(s + 2 * padding, (n - 1) * stride + kernel) for s, n in zip(size, (rows, columns), strict=True)
+    )
+    maps = taps.new_zeros((batch, height, breadth, channels))
+    for tap in range(kernel**2):
+        down, right = divmod(tap, kernel)
+        target = maps[:, down : down + stride * rows : stride, right : right + stride * columns : stride]
+        target += taps[..., tap * channels : (tap + 1) * channels]
+    return maps[:, padding : padding + size[0], padding : padding + size[1]]
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a kernel `(A, B, k, k)` as the matrix `(A, k·k·B)`; no copy but the cast's where it is channels-last."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1).to(dtype)
+
+
+def _kernel(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Returns a gradient `(A, k·k·B)` in the shape and number format of `weight` (A, B, k, k)."""
+    shape = (weight.shape[0], *weight.shape[2:], weight.shape[1])
+    return matrix.to(weight.dtype).view(shape).permute(0, 3, 1, 2)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        geometry: Geometry,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        columns = patches(maps.to(dtype).permute(0, 2, 3, 1), geometry, size).flatten(0, 2)
+        matrix = _matrix(weight, dtype)
+        ctx.save_for_backward(columns, matrix, weight)
+        ctx.geometry, ctx.size, ctx.input_size, ctx.input_dtype = geometry, size, tuple(maps.shape[2:]), maps.dtype
+        return torch.addmm(bias.to(dtype), columns, matrix.T).view(len(maps), *size, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        columns, matrix, weight = ctx.saved_tensors
+        rows = gradient.permute(0, 2, 3, 1).reshape(len(columns), -1)
+        for_maps = None
+        if ctx.needs_input_grad[0]:
+            taps = (rows @ matrix).view(len(gradient), *ctx.size, -1)
+            for_maps = overlap_add(taps, ctx.geometry, ctx.input_size).permute(0, 3, 1, 2).to(ctx.input_dtype)
+        return for_maps, _kernel(rows.T @ columns, weight), rows.sum(0, dtype=weight.dtype), None, None, None
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        geometry: Geometry,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        rows = maps.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
+        matrix = _matrix(weight, dtype)
+        ctx.save_for_backward(rows, matrix, weight)
+        ctx.geometry, ctx.input_shape, ctx.input_dtype = geometry, maps.shape, maps.dtype
+        taps = (rows @ matrix).view(len(maps), *maps.shape[2:], -1)
+        return (overlap_add(taps, geometry, size) + bias.to(dtype)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, matrix, weight = ctx.saved_tensors
+        batch, channels, *size = ctx.input_shape
+        last = gradient.permute(0, 2, 3, 1)
+        columns = patches(last, ctx.geometry, tuple(size)).flatten(0, 2)
+        for_maps = None
+        if ctx.needs_input_grad[0]:
+            for_maps = (columns @ matrix.T).view(batch, *size, channels).permute(0, 3, 1, 2).to(ctx.input_dtype)
+        return for_maps, _kernel(rows.T @ columns, weight), last.sum((0, 1, 2), dtype=weight.dtype), None, None, None
+
+
+def _dtype(maps: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
+
+
+class MatrixConv2d(nn.Conv2d):
+    """`nn.Conv2d` with a square kernel, the same stride and padding both ways; on a CPU as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns `(B, out, H′, W′)` for `(B, in, H, W)`."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        assert self.bias is not None
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        size = tuple((n + 2 * padding - kernel) // stride + 1 for n in input.shape[2:])
+        geometry = (kernel, stride, padding)
+        output: Tensor = _Convolution.apply(input, self.weight, self.bias, geometry, size, _dtype(input))
+        return output
+
+
+class MatrixConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` with a square kernel, stride and padding the same both ways; on a CPU a matrix product."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Returns `(B, out, H′, W′)` for `(B, in, H, W)`."""
+        if input.device.type != "cpu":
+            return super().forward(input, output_size)
+        assert self.bias is not None
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        extra = self.output_padding[0]
+        size = tuple((n - 1) * stride - 2 * padding + kernel + extra for n in input.shape[2:])
+        geometry = (kernel, stride, padding)
+        output: Tensor = _TransposedConvolution.apply(input, self.weight, self.bias, geometry, size, _dtype(input))
+        return output
