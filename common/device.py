@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import sys
 import zlib
@@ -29,10 +30,23 @@ def set_up(device: str, threads: int | None = None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:
         torch.set_num_threads(threads)
+    _keep_freed_memory()
     # Lets float32 matmuls use oneDNN on CPU (about twice as fast at the same accuracy) and TF32 on CUDA.
     torch.set_float32_matmul_precision("medium")
     torch.backends.cudnn.benchmark = True
     return torch.device(device)
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep what is freed for the next allocation, where it is the C library.
+
+    It would give megabyte-sized blocks back to the system, which every step then faults in again, page by page: 5 to
+    10 % of a training step on a CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(parameter, value)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:

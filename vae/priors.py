@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -22,9 +23,9 @@ def kl_divergence(mean: Tensor, log_variance: Tensor, prior: Normal) -> Tensor:
     ln(σ₀/s) + (s² + (m − μ₀)²) / (2σ₀²) − ½ with m, s of the posterior and μ₀, σ₀ of the prior
     (Kingma & Welling 2014, appendix B, for any mean and deviation).
     """
-    log_ratio = log_variance - 2 * prior.stddev.log()  # ln(s²/σ₀²)
-    shift = (mean - prior.mean) / prior.stddev
-    return 0.5 * (log_ratio.exp() + shift * shift - log_ratio - 1)
+    shift = mean - prior.mean
+    scaled = torch.addcmul(log_variance.exp(), shift, shift) / prior.variance
+    return 0.5 * (scaled - log_variance) + (prior.stddev.log() - 0.5)
 
 
 def carried_to(weights: dict[str, Tensor], prior: Normal) -> dict[str, Tensor]:
