@@ -17,9 +17,15 @@ help: ## this list
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
+.venv/installed-bench: .venv/installed requirements-bench.txt
+	$(BIN)/python -m pip install -r requirements-bench.txt
+	touch $@
+
 demo: .venv/installed ## a short run of the experiments; prints where the results are
 	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml
-	@echo "Results: results/pruning (the folder above). The whole study: $(BIN)/python pruning/run.py"
+	$(BIN)/python vae/train.py --config configs/vae/quick.yaml
+	@echo "Results: the two folders above. The whole studies: $(BIN)/python pruning/run.py"
+	@echo "and $(BIN)/python vae/study.py --config configs/vae/study_reference.yaml"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir results"
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
@@ -28,8 +34,10 @@ test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/installed ## speed beside the plain loop and the naive scan, in one run
+bench: .venv/installed-bench ## speed beside plain loops, the naive scan and Pythae, each comparison in one run
 	$(BIN)/python benchmarks/pruning_speed.py
+	$(BIN)/python benchmarks/vae_speed.py
+	$(BIN)/python benchmarks/vae_parallel.py
 
 clean: ## removes the environment and caches, no results
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

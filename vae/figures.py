@@ -109,6 +109,8 @@ def latent_scatter(
 
     Of more than two dimensions it shows the two that carry most KL; the prior's contours are circles in any two.
     """
+    if means.shape[1] == 1:
+        return _latent_histogram(means, labels, prior, title, caption)
     order = kl_divergence(means, 2 * deviations.log(), prior).mean(0).argsort(descending=True)
     first, second = sorted(order[:2].tolist())
     chosen = means[:, [first, second]].cpu().numpy()
@@ -128,6 +130,20 @@ def latent_scatter(
     axes.set(xlim=(centre - reach, centre + reach), ylim=(centre - reach, centre + reach), aspect="equal")
     axes.set(xlabel=f"dimension {first + 1} of the code", ylabel=f"dimension {second + 1} of the code")
     axes.legend(markerscale=4, title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    return sheet
+
+
+def _latent_histogram(means: Tensor, labels: Tensor, prior: Normal, title: str, caption: str) -> Figure:
+    """Posterior means of a one-dimensional code by class, and the prior's density."""
+    sheet, (axes,) = figure(f"Codes of the test images: {title}", caption, size=(7, 4))
+    values = [means[labels == label, 0].cpu().numpy() for label in range(10)]
+    axes.hist(values, bins=80, density=True, stacked=True, color=CLASS_COLOURS, label=[str(n) for n in range(10)])
+    codes = prior.mean + prior.stddev * torch.linspace(-3.5, 3.5, 200, device=prior.mean.device)
+    axes.plot(
+        codes.cpu().numpy(), prior.log_prob(codes).exp().cpu().numpy(), color="0.2", linestyle="--", label="prior"
+    )
+    axes.set(xlabel="the one dimension of the code", ylabel="density")
+    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
     return sheet
 
 
