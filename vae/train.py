@@ -70,7 +70,10 @@ def main(settings: Settings) -> None:
     say("3/5 judging samples")
     critic = judge(run, images, settings.generated)
     metrics["classifier"] = {"accuracy": critic.accuracy, "weights_sha256": critic.digest}
-    training_means = objective.posterior_means(model, seen.train.images[:CODED])[0]
+    coded = seen.train.head(CODED)
+    if settings.likelihood == "dynamic":
+        coded = objective.binary_once(coded, "images of the mixture")
+    training_means, _ = objective.posterior_means(model, coded.images)
     drawn = {
         "prior samples": samplers.prior_codes(prior, settings.generated, settings.latent, seed),
         "mixture samples": samplers.mixture_codes(training_means, settings.generated, seed),
