@@ -129,7 +129,10 @@ def latent_scatter(
     reach = max(3.3 * deviation, float(np.abs(chosen - centre).max(initial=0)) * 1.02)
     axes.set(xlim=(centre - reach, centre + reach), ylim=(centre - reach, centre + reach), aspect="equal")
     axes.set(xlabel=f"dimension {first + 1} of the code", ylabel=f"dimension {second + 1} of the code")
-    axes.legend(markerscale=4, title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = axes.legend(markerscale=4, title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
     return sheet
 
 
