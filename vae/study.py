@@ -80,12 +80,7 @@ class StudySettings(cli.RunSettings):
         chosen = {**self.everywhere, **self.models[name]}
         if self.smoke_test:
             chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
-        passed: dict[str, Any] = {
-            "seed": seed,
-            "device": self.device,
-            "precision": self.precision,
-            "dataset": self.dataset,
-        }
+        passed: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "dataset")}
         if self.data_dir is not None:
             passed["data_dir"] = str(self.data_dir)
         return {**chosen, **passed, "seed": seed, "threads": self.threads or max(1, _cores() // self.at_once)}
@@ -125,10 +120,9 @@ def main(settings: StudySettings) -> None:
     seeds = range(settings.seed, settings.seed + settings.seeds)
     jobs = {name: [Job(f"{name}-seed{seed}", settings.job_settings(name, seed)) for seed in seeds] for name in models}
     say(f"2/3 {len(models)} models × {len(seeds)} seeds, {settings.at_once} at a time, in {run.path / 'runs'}")
-    every = [
-        job for row in zip(*jobs.values(), strict=True) for job in row
-    ]  # all models of a seed before the next seed
-    folders = run_jobs("vae/train.py", "vae", every, run.path / "runs", processes=settings.at_once)
+    seed_by_seed = [job for row in zip(*jobs.values(), strict=True) for job in row]
+    script = str(Path(__file__).with_name("train.py"))
+    folders = run_jobs(script, "vae", seed_by_seed, run.path / "runs", processes=settings.at_once)
     results = {name: [_metrics(folders[job.name]) for job in row] for name, row in jobs.items()}
 
     say("3/3 comparing and drawing")
