@@ -29,7 +29,7 @@ demo: .venv/installed ## a short run of the experiments; prints where the result
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir results"
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 import io
 import json
 import math
@@ -53,16 +54,41 @@ class Run:
         )
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
-        self.finished = (self.path / "metrics.json").exists()
+        self.finished = self._is_finished()
         self._seconds_before, self._start = float(self._memory["seconds"]), time.perf_counter()
         self._history = self._read_history()
         if not self.finished:
+            self._lock()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.figures.mkdir(exist_ok=True)
             if settings.resume is None:
                 write_atomically(self.path / "config.yaml", to_yaml(settings).encode())
             self._remember()
             self._writer = SummaryWriter(str(self.path))
+
+    def _lock(self) -> None:
+        """Keeps other processes off the folder until this one ends, however it ends."""
+        self._lock_file = (self.path / ".lock").open("a")
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RunError(
+                f"--resume {self.path}: another process is at work on this run; wait for it or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _is_finished(self) -> bool:
+        path = self.path / "metrics.json"
+        try:
+            json.loads(path.read_text())
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path}: damaged ({error}); delete it and resume the run to have it written again"
+            ) from None
+        return True
 
     @staticmethod
     def _new_folder(settings: RunSettings, task: str, name: str) -> Path:
@@ -213,6 +239,7 @@ class Run:
         try:
             rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
             known = all(row["stage"] and int(row["step"]) > 0 for row in rows)
+            _ = [float(value) for row in rows for name, value in row.items() if name != "stage" and value != ""]
         except (ValueError, KeyError, TypeError):
             known = False
         if not known or len(rows) < self._memory["history_rows"]:

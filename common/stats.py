@@ -22,8 +22,8 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval: the difference is more than its noise."""
-        return self.low > 0 or self.high < 0
+        """Whether zero lies outside the interval: the difference is more than its noise. A bare point has none."""
+        return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 def mean(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 20_000) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,10 +21,14 @@ from common.errors import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: the name of its folder and the settings of the script that are not its defaults."""
+    """One run: the name of its folder and the settings of the script that are not its defaults.
+
+    `where` are settings that may differ when it is resumed: where the data is.
+    """
 
     name: str
     settings: Mapping[str, Any]
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run_jobs(script: str, task: str, jobs: Sequence[Job], results_dir: Path, *, processes: int) -> dict[str, Path]:
@@ -61,7 +66,8 @@ def run_jobs(script: str, task: str, jobs: Sequence[Job], results_dir: Path, *, 
         bar.close()
     if failed:
         lines = "; ".join(f"{name}: {line}" for name, line in failed.items())
-        raise RunError(f"{len(failed)} of {len(jobs)} runs failed, the others are finished ({lines})")
+        rest = ", the others are finished" if len(failed) < len(jobs) else ""
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed{rest} ({lines})")
     return folders
 
 
@@ -82,9 +88,12 @@ def options(settings: Mapping[str, Any]) -> list[str]:
 def _run(script: str, job: Job, folder: Path, results_dir: Path) -> int:
     """Starts the job, or goes on with it, and returns its exit status."""
     if (folder / "config.yaml").exists():
-        arguments = ["--resume", str(folder)]
+        arguments = ["--resume", str(folder), *options(job.where)]
     else:
-        arguments = [*options(job.settings), "--results-dir", str(results_dir), "--run-name", folder.name]
+        if folder.is_dir():
+            shutil.rmtree(folder)  # stopped before it wrote its settings: nothing is in it
+        arguments = [*options({**job.settings, **job.where}), "--results-dir", str(results_dir)]
+        arguments += ["--run-name", folder.name]
     log = _log(folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     # OpenMP's threads wait busily by default, which takes the core away from the run beside.
@@ -112,7 +121,7 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         there = yaml.safe_load((folder / "config.yaml").read_text())
-        other = {name for name, value in settings.items() if there[name] != value}
+        other = {name for name, value in settings.items() if not _same(there[name], value)}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None
     if other:
@@ -120,3 +129,11 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         raise RunError(
             f"{folder}: already a run with {name} {there[name]}, not {settings[name]}; choose another --run-name"
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two settings mean the same: YAML reads 2e-3 as text, which the script reads as the number."""
+    try:
+        return bool(one == other or float(one) == float(other))
+    except (TypeError, ValueError):
+        return False

@@ -94,7 +94,6 @@ def judge(run: Run, data: Dataset, generated: int) -> Judge:
     Raises:
         RunError: the run's copy is not a classifier of these images.
     """
-    torch.manual_seed(stream_seed(0, "classifier weights"))  # one judge for all seeds of all models
     network = Classifier(len(data.classes)).to(run.device)
     weights = run.remembered_weights("classifier", lambda: _cached_or_trained(run, data, network))
     try:
@@ -116,9 +115,12 @@ def reference_rows(judge: Judge, data: Dataset, generated: int) -> dict[str, dic
     They depend on the judge and the images alone, and are cached under the hash of its weights.
     """
     path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{generated}.json"
-    with contextlib.suppress(OSError, ValueError):
-        cached: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        return cached
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged: judged anew
+        cached = json.loads(path.read_text())
+        return {
+            name: {key: cached[name][key] for key in ("fid", "density", "coverage", "confidence", "classes")}
+            for name in ("real training images", "blurred training images", "uniform noise")
+        }
     train = pixels(data.train.images[:generated])
     noise = torch.rand(train.shape, generator=random_stream(0, "noise images")).to(train.device)
     rows = {
@@ -135,8 +137,12 @@ def _cached_or_trained(run: Run, data: Dataset, network: Classifier) -> dict[str
     made_of = json.dumps([data.record(), run.device.type]).encode() + Path(__file__).read_bytes()  # a change counts
     key = hashlib.sha256(made_of).hexdigest()[:16]
     path = platformdirs.user_cache_path("trilab") / f"classifier-{key}.safetensors"
-    with contextlib.suppress(RunError):  # not there, or damaged: trained anew
-        return load_weights(path)
+    with contextlib.suppress(RunError, RuntimeError):  # not there, or damaged: trained anew
+        cached = load_weights(path)
+        network.load_state_dict(cached)
+        return cached
+    torch.manual_seed(stream_seed(0, "classifier weights"))  # one judge for all seeds of all models
+    network.load_state_dict(Classifier(len(data.classes)).state_dict())
     say("    training the classifier that judges samples (once a machine)")
     weights = _train(run, data, network)
     try:

@@ -49,7 +49,7 @@ def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def training(history: History, title: str, caption: str) -> Figure:
-    """Negative ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images."""
+    """ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images."""
     sheet, panels = figure(f"Training: {title}", caption, columns=3, size=(10, 3.2))
     train = {
         "elbo": [-r - k for r, k in zip(history["reconstruction/train"], history["kl/train"], strict=True)],
@@ -60,7 +60,7 @@ def training(history: History, title: str, caption: str) -> Figure:
         axes.plot(history["step"], train[name], color=COLOURS[0], linestyle=":", marker=".", label="training")
         axes.plot(history["step"], history[f"{name}/validation"], color=COLOURS[1], marker=".", label="held out")
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         settled = history[f"{name}/validation"][len(history["step"]) // 10 :]  # the first epochs would flatten the rest
         if name != "kl" and len(settled) > 3:
             span = max(settled) - min(settled)
@@ -160,7 +160,7 @@ def traversals(
     codes = means[0].repeat(len(order), columns, 1)  # (dimensions, columns, latent)
     for row, dimension in enumerate(order.tolist()):
         codes[row, :, dimension] = steps
-    sheet, (axes,) = figure(f"Traversals: {title}", caption, size=(6.4, 0.7 + 0.52 * len(order)))
+    sheet, (axes,) = figure(f"Traversals: {title}", caption, size=(6.4, 1.2 + 0.41 * len(order)))
     _show(axes, list(decoded(model, codes.flatten(0, 1)).split(columns)))
     _label_rows(axes, [f"dimension {d + 1}: {kl[d]:.1f} nats" for d in order.tolist()])
     axes.set_xticks([(SIDE + 2) * (c + 0.5) for c in range(columns)], [f"{step:.1f}" for step in steps.tolist()])
@@ -201,7 +201,7 @@ def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> 
         bars = shares.barh(places - offset, [row[key] for row in rows.values()], height=0.38, color=colour, label=key)
         shares.bar_label(bars, [f"{row[key]:.2f}" for row in rows.values()], padding=3, fontsize=7)
     shares.set_yticks(places, [""] * len(names))
-    shares.set(xlabel="density, coverage (real images: about 1)")
+    shares.set(xlabel="density, coverage (higher is better)")
     shares.margins(x=0.2)
     shares.legend(loc="lower right")
     for axes in (distance, shares):

@@ -15,7 +15,8 @@ from vae.models import Architecture
 from vae.objective import Likelihood
 from vae.priors import PRIORS, PriorName
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=1, le=1_000_000)]
+Width = Annotated[int, Interval(ge=1, le=8192)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Settings(RunSettings):
     # 1. Model
     arch: Architecture = "conv"
     """Encoder and decoder: fully connected, convolutional, or Pythae's wide convolutional network (for a GPU)."""
-    latent: Count = 16
+    latent: Width = 16
     """Dimensions of the code; 2 and 16 in the reference study."""
-    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (512, 256)
+    hidden: Annotated[tuple[Width, ...], MinLen(1)] = (512, 256)
     """Widths of the fully connected encoder, mirrored in the decoder; 400 is the network of PyTorch's example."""
-    channels: Count = 64
+    channels: Width = 64
     """Feature maps of the convolutional encoder and decoder."""
     prior: PriorName = "normal"
     """Prior of every code dimension: normal is N(0, 1), gaussian12 is N(1, 2²)."""
@@ -60,7 +61,7 @@ class Settings(RunSettings):
     kl_warmup_epochs: Annotated[float, Ge(0)] = 0.0
     """Epochs over which the weight of the KL (or the capacity) rises linearly from 0."""
     capacity: Annotated[float, Ge(0)] | None = None
-    """Nats of KL that cost nothing, β·|KL − C| (Burgess et al. 2018); none means the plain β·KL."""
+    """Nats of KL aimed at, β·|KL − C| with a large β such as 30 (Burgess et al. 2018); none means the plain β·KL."""
 
     # 3. Training
     epochs: Count = 20

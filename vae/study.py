@@ -41,6 +41,7 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "density": ("density", 3),
     "coverage": ("coverage", 3),
 }
+SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)}  # set for the study, not for a model
 COMPARED = ("fid", "elbo", "fid_mixture", "coverage")
 
 
@@ -70,20 +71,31 @@ class StudySettings(cli.RunSettings):
         unknown = {name for pair in self.claims.values() for name in pair} - self.models.keys()
         if unknown:
             raise UsageError(f"claims: no model is named {min(unknown)}; known are {', '.join(self.models)}")
+        if self.claims and self.seeds < 2:
+            raise UsageError(f"--seeds {self.seeds} with claims: a difference needs at least 2 seeds for its interval")
+        allowed = {field.name for field in dataclasses.fields(Settings)} - SHARED
         for name in self.models:
+            unknown = {**self.everywhere, **self.models[name]}.keys() - allowed
+            if unknown:
+                raise UsageError(
+                    f"models: {name}: {min(unknown)} is not for a model to set; those are {', '.join(sorted(allowed))}"
+                )
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise UsageError(f"models: {name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
-            self.model_settings(name).check()
+            try:
+                self.model_settings(name).check()
+            except UsageError as error:
+                raise UsageError(f"models: {name}: {error}") from None
+        if len({self.model_settings(name).generated for name in self.models}) > 1:
+            raise UsageError("models: all need the same generated: FID depends on the number of images")
 
     def job_settings(self, name: str, seed: int) -> dict[str, Any]:
-        """Returns the settings that a run of model `name` is started with."""
+        """Returns the settings that a run of model `name` is started with, without those of this machine."""
         chosen = {**self.everywhere, **self.models[name]}
         if self.smoke_test:
             chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
         passed: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "dataset")}
-        if self.data_dir is not None:
-            passed["data_dir"] = str(self.data_dir)
-        return {**chosen, **passed, "seed": seed, "threads": self.threads or max(1, _cores() // self.at_once)}
+        return {**chosen, **passed, "seed": seed}
 
     def model_settings(self, name: str) -> Settings:
         """Returns the settings of one model with the first seed, as vae/train.py resolves them."""
@@ -118,7 +130,14 @@ def main(settings: StudySettings) -> None:
     judge(run, images, next(iter(models.values())).generated)
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    jobs = {name: [Job(f"{name}-seed{seed}", settings.job_settings(name, seed)) for seed in seeds] for name in models}
+    # Threads change the last digits: a study resumed on another machine keeps those that it began with.
+    threads = run.remembered("threads", lambda: settings.threads or max(1, _cores() // settings.at_once))
+    where = {"data_dir": str(settings.data_dir)} if settings.data_dir is not None else {}
+
+    def job(name: str, seed: int) -> Job:
+        return Job(f"{name}-seed{seed}", {**settings.job_settings(name, seed), "threads": threads}, where)
+
+    jobs = {name: [job(name, seed) for seed in seeds] for name in models}
     say(f"2/3 {len(models)} models × {len(seeds)} seeds, {settings.at_once} at a time, in {run.path / 'runs'}")
     seed_by_seed = [job for row in zip(*jobs.values(), strict=True) for job in row]
     script = str(Path(__file__).with_name("train.py"))
@@ -149,11 +168,13 @@ def main(settings: StudySettings) -> None:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """Returns a run's metrics.json with the mixture's FID beside the prior's."""
+    """Returns the figures of a run's metrics.json that a study compares, with the mixture's FID beside the prior's."""
     try:
         metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-        return {**metrics, "fid_mixture": metrics["quality"]["mixture samples"]["fid"]}
-    except (OSError, ValueError, KeyError) as error:
+        metrics["fid_mixture"] = metrics["quality"]["mixture samples"]["fid"]
+        numbers = {key: float(metrics[key]) for key in (*COLUMNS, "seconds")}
+        return {**numbers, "classifier": metrics["classifier"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'metrics.json'}: damaged ({error}); delete the folder to run it anew") from None
 
 
@@ -165,7 +186,11 @@ def compare(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[flo
 def first_samples(settings: Settings, folder: Path, device: torch.device, count: int = 64) -> Tensor:
     """Returns images that the trained model of a run makes of codes from its own prior."""
     model = initial_model(settings).to(device)
-    model.load_state_dict(load_weights(folder / "checkpoints" / "vae.safetensors"))
+    path = folder / "checkpoints" / "vae.safetensors"
+    try:
+        model.load_state_dict(load_weights(path))
+    except RuntimeError:
+        raise RunError(f"{path}: not the weights of this model; delete {folder} to run it anew") from None
     codes = samplers.prior_codes(settings.prior_on(device), count, settings.latent, settings.seed)
     return objective.decoded(model.eval(), codes)
 

@@ -52,7 +52,8 @@ def main(settings: Settings) -> None:
         "dataset": images.record(),
         "arch": settings.arch,
         **{"prior": settings.prior if named else "custom", "prior_mean": mean, "prior_std": std},
-        **{"latent": settings.latent, "beta": settings.beta, "likelihood": settings.likelihood},
+        **{"latent": settings.latent, "beta": settings.beta, "capacity": settings.capacity},
+        "likelihood": settings.likelihood,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "images_per_second": statistics.median(rates),
     }
@@ -164,6 +165,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
     def validate(network: nn.Module, epoch: int) -> dict[str, float]:
         assert isinstance(network, VAE)
+        network.eval()  # `fit` sets it to training again; batch norm must not see these images
         held_out = seen.validation.images
         bounds = objective.evaluate_bounds(network, held_out, prior, samples=1, seed=0)
         means, _ = objective.posterior_means(network, held_out)
@@ -183,8 +185,9 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
             run, "vae", model, optimizer, batch_loss, examples, recipe, generator, validate=validate
         ).state_dict()
 
+    weights = run.remembered_weights("vae", trained)
     try:
-        model.load_state_dict(run.remembered_weights("vae", trained))
+        model.load_state_dict(weights)
     except RuntimeError:
         raise RunError(f"{run.checkpoints / 'vae.safetensors'}: not the weights of this model") from None
     return model.requires_grad_(False).eval()
@@ -194,7 +197,9 @@ def model_title(settings: Settings) -> str:
     """Returns the model in words, for figures."""
     name = {"fc": "fully connected", "conv": "convolutional", "deep": "deep convolutional"}[settings.arch]
     kind = "VAE" if settings.beta == 1 else f"β-VAE (β = {settings.beta:g})"
-    return f"{name} {kind}, prior {settings.prior_label}, {settings.latent} dimensions"
+    if settings.capacity is not None:
+        kind += f", capacity {settings.capacity:g} nats"
+    return f"{name} {kind}, prior {settings.prior_label}, {settings.latent} dimension{'s' * (settings.latent > 1)}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def test_interval_of_many_values_is_the_normal_one() -> None:
 def test_one_value_or_equal_values_are_a_point() -> None:
     assert stats.mean([2.0]) == stats.Interval(2.0, 2.0, 2.0)
     assert stats.mean([2.0, 2.0]) == stats.Interval(2.0, 2.0, 2.0)
+    assert not stats.mean([2.0]).excludes_zero  # one seed shows nothing
 
 
 def test_pairing_takes_out_what_the_seeds_share() -> None:

@@ -60,6 +60,26 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(script: str, tmp_pa
         run_jobs(script, "toy", [Job("a", {"rate": 2})], tmp_path, processes=1)
 
 
+def test_numbers_are_compared_as_numbers_and_places_not_at_all(script: str, tmp_path: Path) -> None:
+    run_jobs(script, "toy", [Job("a", {"rate": 0.002})], tmp_path, processes=1)
+    run_jobs(script, "toy", [Job("a", {"rate": "2e-3"}, {"data_dir": "elsewhere"})], tmp_path, processes=1)
+
+
+def test_a_run_stopped_before_it_wrote_its_settings_starts_anew(script: str, tmp_path: Path) -> None:
+    (tmp_path / "toy" / "rate1").mkdir(parents=True)
+    folders = run_jobs(script, "toy", jobs(1), tmp_path, processes=1)
+    assert (folders["rate1"] / "metrics.json").exists()
+
+
+def test_a_resumed_run_is_told_where_the_data_is_now(script: str, tmp_path: Path) -> None:
+    job = Job("rate9", {"rate": 9}, {"data_dir": "here"})
+    with pytest.raises(RunError, match=r"1 of 1 runs failed \("):
+        run_jobs(script, "toy", [job], tmp_path, processes=1)
+    (tmp_path / "toy" / "mended").touch()
+    folder = run_jobs(script, "toy", [Job("rate9", {"rate": 9}, {"data_dir": "there"})], tmp_path, processes=1)["rate9"]
+    assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir there")
+
+
 def test_settings_as_words() -> None:
     settings = {"prior_std": 2.0, "hidden": (4, 8), "flip": False, "smoke_test": True, "arch": "fc"}
     words = ["--prior-std", "2.0", "--hidden", "4", "8", "--no-flip", "--smoke-test", "--arch", "fc"]

@@ -76,6 +76,16 @@ def test_resume_runs_only_what_is_missing(study: Path, tmp_path: Path, own_cache
     assert json.loads((tmp_path / "s" / "metrics.json").read_text())["models"] == json.loads(before)["models"]
 
 
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"elbo": "x"}', "{"])
+def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    (tmp_path / "s" / "metrics.json").unlink()
+    (tmp_path / "s" / "runs" / "vae" / "beta-seed1" / "metrics.json").write_text(damage)
+    with pytest.raises(SystemExit):
+        cli.run(main, StudySettings, ["--resume", str(tmp_path / "s")])
+    assert "beta-seed1/metrics.json: damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_differences_are_first_minus_second() -> None:
     one = {key: [3.0, 5.0] for key in ("fid", "elbo", "fid_mixture", "coverage")}
     other = {key: [1.0, 2.0] for key in one}
@@ -87,9 +97,12 @@ def test_differences_are_first_minus_second() -> None:
     [
         ({"models": {}}, "needs models"),
         ({"models": {"a": {"latent": 0}}, "claims": {}}, "--latent 0"),
-        ({"models": {"a": {"latents": 2}}, "claims": {}}, "--latents"),
+        ({"models": {"a": {"latents": 2}}, "claims": {}}, "a: latents"),
         ({"claims": {"c": ["beta", "other"]}}, "no model is named other"),
         ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": 1}, "at least 2 seeds"),
+        ({"everywhere": {"seed": 3}}, "seed is not for a model to set"),
+        ({"models": {"a": {"generated": 100}, "b": {"generated": 200}}, "claims": {}}, "the same generated"),
         ({"models": {"a/b": {"latent": 2}}, "claims": {}}, "a/b"),
     ],
 )

@@ -1,7 +1,9 @@
 """The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
 
 import csv
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -206,6 +208,7 @@ def test_what_each_likelihood_sees() -> None:
     ("arguments", "status", "told"),
     [
         (["--latent", "0"], 2, "--latent 0"),
+        (["--latent", "100000000000"], 2, "--latent 100000000000"),
         (["--beta", "-1"], 2, "--beta -1"),
         (["--prior-std", "0"], 2, "--prior-std 0"),
         (["--prior", "laplace"], 2, "gaussian12"),
@@ -238,6 +241,49 @@ def test_bad_input_is_one_line_and_the_right_status(
     assert stop.value.code == status
     assert len(errors) == 1
     assert told in errors[0]
+
+
+def test_batch_norm_sees_training_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Validation and the pictures of an early look must not move the statistics that the model is saved with."""
+    short = ["--dataset", "digits", "--arch", "deep", "--epochs", "1", "--batch-size", "600", "--generated", "100"]
+    cli.run(main, Settings, [*short, "--nll-samples", "1", "--results-dir", str(tmp_path)])
+    run = Path(capsys.readouterr().out.splitlines()[-1])
+    weights = load_weights(run / "checkpoints" / "vae.safetensors")
+    seen = [int(tensor) for name, tensor in weights.items() if name.endswith("num_batches_tracked")]
+    assert set(seen) == {2}  # 1,293 images, two steps
+
+
+def test_two_processes_on_one_run_are_refused(smoke: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    with (tmp_path / "run" / ".lock").open("a") as holder:
+        fcntl.lockf(holder, fcntl.LOCK_EX)
+        done = train("--resume", str(tmp_path / "run"), check=False)
+    assert done.returncode == 1
+    assert "another process is at work on this run" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ['{"elbo', "nonsense"])
+def test_damaged_metrics_are_not_taken_for_a_finished_run(content: str, smoke: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text(content)
+    done = train("--resume", str(tmp_path / "run"), check=False)
+    assert done.returncode == 1
+    assert "metrics.json: damaged" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"real training images": {}}', "{"])
+def test_damaged_caches_are_made_anew(content: str, smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "trilab"
+    for path in cache.glob("reference-*.json"):
+        path.write_text(content)
+    for path in cache.glob("classifier-*.safetensors"):
+        save_weights(path, {"x": torch.zeros(1)})
+    short = [*QUICK, "--latent", "2", "--nll-samples", "1", "--results-dir", str(smoke.parents[1])]
+    cli.run(main, Settings, short)
+    metrics = metrics_of(Path(capsys.readouterr().out.splitlines()[-1]))
+    assert metrics["classifier"] == metrics_of(smoke)["classifier"]  # trained anew to the same weights
+    assert metrics["quality"]["uniform noise"]["coverage"] == 0
 
 
 def test_a_rate_that_diverges_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
