@@ -90,7 +90,7 @@ def _run(script: str, job: Job, folder: Path, results_dir: Path) -> int:
     if (folder / "config.yaml").exists():
         arguments = ["--resume", str(folder), *options(job.where)]
     else:
-        if folder.is_dir():
+        if folder.is_dir() and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*")):
             shutil.rmtree(folder)  # stopped before it wrote its settings: nothing is in it
         arguments = [*options({**job.settings, **job.where}), "--results-dir", str(results_dir)]
         arguments += ["--run-name", folder.name]
@@ -118,6 +118,8 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     Both are compared as YAML holds them: lists, not tuples.
     """
     if not (folder / "config.yaml").exists():
+        if (folder / "checkpoints" / "progress.json").exists():
+            raise RunError(f"{folder}: a run without its config.yaml; move or delete the folder to run it anew")
         return
     try:
         there = yaml.safe_load((folder / "config.yaml").read_text())
