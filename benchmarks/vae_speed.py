@@ -43,7 +43,7 @@ ROWS: dict[str, tuple[Network, str, int]] = {  # row → network, other side, im
     "784-400-20, DataLoader + ToTensor": ("example", "plain", 54_000),
     "784-400-20, the same with 2 workers": ("example", "plain-workers", 54_000),
     "Pythae, its MLP 784-512-16": ("pythae-mlp", "pythae", 54_000),
-    "Pythae, its convolutional MNIST network": ("pythae-conv", "pythae", 2_560),
+    "Pythae, its convolutional MNIST network": ("pythae-conv", "pythae", 1_280),
 }
 LATENT = {"example": 20, "pythae-mlp": 16, "pythae-conv": 16}
 
@@ -52,7 +52,7 @@ LATENT = {"example": 20, "pythae-mlp": 16, "pythae-conv": 16}
 class Settings:
     """VAE training speed beside PyTorch's example and Pythae."""
 
-    rounds: int = 7
+    rounds: int = 5
     """Rounds; in each one both sides of a row run in turn."""
     batch_size: int = 128
     """Images a step, on both sides."""
