@@ -1,6 +1,7 @@
 """Settings: who wins, what is refused, and how it is told."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,8 @@ def test_bugs_keep_their_traceback() -> None:
 
 
 def test_help_shows_the_field_comments() -> None:
-    done = subprocess.run([sys.executable, "pruning/run.py", "--help"], capture_output=True, text=True, check=True)
+    wide = {**os.environ, "COLUMNS": "110"}  # pytest's workers say 80
+    command = [sys.executable, "pruning/run.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     assert "Passes over the training split for the dense network." in done.stdout
     assert "--resume" in done.stdout
