@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,6 @@ from common.device import peak_memory, resolve_precision, set_up, synchronize
 from common.experiment import Run
 from common.training import Recipe, fit, triangular
 from vae import models, objective
-from vae.priors import PRIORS
 from vae.settings import Settings as VaeSettings
 
 Network = Literal["example", "pythae-mlp", "pythae-conv"]
@@ -85,7 +84,6 @@ def ours(settings: Settings, images: data.Split, device: torch.device, folder: P
     """Returns a function that trains for one round with `fit` and returns images a second, by the loop's own clock."""
     model = our_network(settings.network).to(device)
     prior = VaeSettings(prior="normal").prior_on(device)
-    assert PRIORS["normal"] == (0.0, 1.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator(device).manual_seed(0)
     run = Run(RunSettings(results_dir=folder), "benchmark", "vae", device)
@@ -245,7 +243,7 @@ class Side:
     def round(self) -> dict[str, float]:
         """Returns the figures of one more round."""
         stdin, stdout = self.process.stdin, self.process.stdout
-        assert isinstance(stdin, IO) or stdin is not None
+        assert stdin is not None
         assert stdout is not None
         stdin.write("\n")
         stdin.flush()

@@ -2,8 +2,8 @@
 
 A convolution is `patches` of the input times a matrix; a transposed one is a matrix product whose overlapping results
 are added up by `overlap_add`. The two are each other's transposes, so each is the other's gradient. On 2 cores and in
-bfloat16 this halves the time of the layers from 7×7 pixels down, where torch's kernels spend theirs on the padding and
-on the weights' gradient; on maps of more pixels torch's own are faster.
+bfloat16 this takes two fifths off the time of Pythae's layers from 7×7 pixels down, most where the padding is most of
+the map; with 64 channels, or on maps of more pixels, torch's own are faster.
 """
 
 from __future__ import annotations
