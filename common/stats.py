@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, trim_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,30 @@ def mean(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 
     The percentile interval of few seeds is too narrow (of five normal values, a 95 % one contains the mean in 84 % of
     cases): read a difference that barely excludes zero as open.
     """
+    return _bootstrapped(values, np.mean, confidence, resamples)
+
+
+def interquartile_mean(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 20_000) -> Interval:
+    """Returns the mean of the middle half of the seeds, with its bootstrap interval (Agarwal et al. 2021).
+
+    A quarter of the values, rounded down, is left out at either end: one of five, two of ten.
+    """
+
+    def middle(sample: NDArray[np.float64], axis: int = -1) -> Any:
+        return trim_mean(sample, 0.25, axis=axis)
+
+    return _bootstrapped(values, middle, confidence, resamples)
+
+
+def _bootstrapped(
+    values: Sequence[float], statistic: Callable[..., Any], confidence: float, resamples: int
+) -> Interval:
     sample = np.asarray(values, dtype=float)
-    estimate = float(sample.mean())
+    estimate = float(statistic(sample))
     if len(sample) < 2 or np.ptp(sample) == 0:
         return Interval(estimate, estimate, estimate)
     drawn = bootstrap(
-        (sample,), np.mean, n_resamples=resamples, confidence_level=confidence, method="percentile", rng=0
+        (sample,), statistic, n_resamples=resamples, confidence_level=confidence, method="percentile", rng=0
     ).confidence_interval
     return Interval(estimate, float(drawn.low), float(drawn.high))
 

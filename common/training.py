@@ -114,7 +114,7 @@ def fit(
         print(f"{stage}: going on after epoch {state.step // steps_an_epoch}", file=sys.stderr)
     run.rewind(stage, state.step // steps_an_epoch)
 
-    with _progress_bar(stage, state) as bar:
+    with progress_bar(stage, state.step, state.total_steps) as bar:
         for epoch in range(state.step // steps_an_epoch, recipe.epochs):
             start = time.perf_counter()
             sums: dict[str, Tensor] = {}
@@ -162,12 +162,10 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float, step: in
     torch._foreach_lerp_([a for a, _ in floats], [m for _, m in floats], weight)
 
 
-def _progress_bar(stage: str, state: TrainState) -> tqdm[Any]:
+def progress_bar(stage: str, done: int, total: int) -> tqdm[Any]:
     """A bar with rate and time left; one line every 30 s where standard error is not a terminal."""
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        desc=stage, initial=state.step, total=state.total_steps, unit="step", mininterval=interval, dynamic_ncols=True
-    )
+    return tqdm(desc=stage, initial=done, total=total, unit="step", mininterval=interval, dynamic_ncols=True)
 
 
 @torch.inference_mode()

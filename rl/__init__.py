@@ -1,0 +1,1 @@
+"""Soft actor-critic with curiosity, many agents in lockstep."""

@@ -1,0 +1,142 @@
+"""Environments: one a seed, the sparse reward, and states that can be saved and put back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+
+from common.device import stream_seed
+from common.errors import RunError, UsageError
+from rl.settings import RewardKind
+
+Array = NDArray[np.float32]
+SPARSE_DISTANCE = 1.0  # metres ahead of the start after which the sparse reward pays
+# What MuJoCo derived in the last step and some tasks read at the start of the next one.
+DERIVED = ("xpos", "xipos")
+
+
+class SparseReward(gym.Wrapper[Any, Any, Any, Any]):
+    """Pays 1 for every step that ends more than `SPARSE_DISTANCE` ahead of the episode's start, and nothing else."""
+
+    start = 0.0
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = self.env.reset(**options)
+        self.start = self._position()
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, float(self._position() - self.start > SPARSE_DISTANCE), terminated, truncated, info
+
+    def _position(self) -> float:
+        return float(self.env.unwrapped.data.qpos[0])  # type: ignore[attr-defined]
+
+
+def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Returns the task with actions in [−1, 1].
+
+    Raises:
+        UsageError: gymnasium has no such task, or its observations or actions are not plain bounded vectors.
+        RunError: MuJoCo, or what else the task needs, is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a newer version of the task exists
+            env = gym.make(env_id, render_mode=render_mode)
+    except gym.error.DependencyNotInstalled as error:
+        raise RunError(f"--env-id {env_id}: {error}. pip install 'gymnasium[mujoco]' brings MuJoCo.") from None
+    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
+        raise UsageError(f"--env-id {env_id}: gymnasium cannot make it: {error}") from None
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise UsageError(f"--env-id {env_id}: actions are {actions}; SAC needs a bounded vector, as in Hopper-v4")
+    if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
+        raise UsageError(f"--env-id {env_id}: observations are {observations}; a vector is needed, as in Hopper-v4")
+    if reward == "sparse":
+        if not hasattr(env.unwrapped, "data"):
+            raise UsageError(f"--reward sparse with --env-id {env_id}: not a MuJoCo task that moves along x")
+        env = SparseReward(env)
+    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+        env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    return env
+
+
+class Step(NamedTuple):
+    """One step of every agent's environment."""
+
+    next_observation: Array  # (agents, obs), the last state of the episode where it ended, not the next one's first
+    reward: Array  # (agents,)
+    terminated: Array  # (agents,), 1 where the episode ended for good
+    ended: NDArray[np.bool_]  # (agents,), for good or by the time limit
+
+
+class Environments:
+    """One environment for each seed, stepped together; `observation` `(agents, obs)` is what to act on next."""
+
+    def __init__(self, env_id: str, reward: RewardKind, seeds: Sequence[int]) -> None:
+        makers = [lambda: make(env_id, reward)] * len(seeds)
+        # With the default, the step after an episode's end would be one that nobody took.
+        self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.observation_size = int(np.prod(self.vector.single_observation_space.shape or ()))
+        self.action_size = int(np.prod(self.vector.single_action_space.shape or ()))
+        first, _ = self.vector.reset(seed=[stream_seed(seed, "environment") for seed in seeds])
+        self.observation = first.astype(np.float32)
+
+    def step(self, actions: Array) -> Step:
+        """Acts in every environment; those whose episode ends begin the next one."""
+        following, reward, terminated, truncated, info = self.vector.step(actions)
+        ended = terminated | truncated
+        self.observation = following.astype(np.float32)
+        last = self.observation.copy()
+        for k in np.flatnonzero(ended):
+            last[k] = info["final_obs"][k]
+        return Step(last, reward.astype(np.float32), terminated.astype(np.float32), ended)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Returns everything the environments' futures depend on, as plain values."""
+        return [_state(env) for env in self.vector.envs]
+
+    def restore(self, states: Sequence[dict[str, Any]], observation: Array) -> None:
+        """Puts the environments back to where `state` was called, with the observation of that moment."""
+        for env, state in zip(self.vector.envs, states, strict=True):
+            _restore(env, state)
+        self.observation = observation
+
+    def close(self) -> None:
+        """Frees the simulations."""
+        self.vector.close()
+
+
+def _state(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    import mujoco
+
+    task: Any = env.unwrapped
+    simulation = np.empty(mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(task.model, task.data, simulation, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return {
+        "simulation": simulation.tolist(),
+        "derived": {name: getattr(task.data, name).tolist() for name in DERIVED},
+        "elapsed_steps": env.get_wrapper_attr("_elapsed_steps"),
+        "start": env.get_wrapper_attr("start") if env.has_wrapper_attr("start") else 0.0,
+        "random": task.np_random.bit_generator.state,
+    }
+
+
+def _restore(env: gym.Env[Any, Any], state: dict[str, Any]) -> None:
+    import mujoco
+
+    task: Any = env.unwrapped
+    mujoco.mj_setState(task.model, task.data, np.array(state["simulation"]), mujoco.mjtState.mjSTATE_INTEGRATION)
+    for name, values in state["derived"].items():
+        getattr(task.data, name)[:] = values
+    env.set_wrapper_attr("_elapsed_steps", state["elapsed_steps"])
+    if env.has_wrapper_attr("start"):
+        env.set_wrapper_attr("start", state["start"])
+    task.np_random.bit_generator.state = state["random"]
