@@ -57,11 +57,11 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise UsageError(f"--env-id {env_id}: actions are {actions}; SAC needs a bounded vector, as in Hopper-v4")
+    if not hasattr(env.unwrapped, "model") or not hasattr(env.unwrapped, "data"):
+        raise UsageError(f"--env-id {env_id}: not a MuJoCo task; those can be saved and resumed exactly")
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
         raise UsageError(f"--env-id {env_id}: observations are {observations}; a vector is needed, as in Hopper-v4")
     if reward == "sparse":
-        if not hasattr(env.unwrapped, "data"):
-            raise UsageError(f"--reward sparse with --env-id {env_id}: not a MuJoCo task that moves along x")
         env = SparseReward(env)
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))

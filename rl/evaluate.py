@@ -62,9 +62,7 @@ def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, 
 
     backend = _off_screen_backend()
     if backend is None:
-        say(
-            "    no video: nothing can be rendered off-screen here (neither EGL nor OSMesa; Debian: libegl1, libosmesa6)"
-        )
+        say("    no video: nothing can be rendered off-screen here (no EGL, no OSMesa; Debian: libegl1, libosmesa6)")
         return None
     os.environ["MUJOCO_GL"] = backend
     agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device

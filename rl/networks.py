@@ -127,7 +127,7 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> Sample:
     """Returns tanh(u) for u = mean + std·noise, and its exact log-probability.
 
     log π(a) = Σᵢ log N(uᵢ; mean, std²) − log(1 − tanh²uᵢ)   (Eq. 21, Haarnoja et al. 2018b), where
-    log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)) holds also where tanh rounds to 1. Arguments `(agents, batch, action)`.
+    log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)) holds also where tanh is 1. Arguments `(agents, batch, action)`.
     """
     u = mean + log_std.exp() * noise
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)

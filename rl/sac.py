@@ -44,7 +44,7 @@ def critic_target(
 
 
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Returns ½(Q − y)², `(agents,)`: the mean over the batch, summed over both critics `(2, agents, batch)` (Eq. 5)."""
+    """Returns ½(Q − y)², `(agents,)`: mean over the batch, sum over both critics `(2, agents, batch)` (Eq. 5)."""
     return 0.5 * (values - target).square().mean(-1).sum(0)
 
 
@@ -143,7 +143,7 @@ class SAC(nn.Module):
         return {name: value.detach() for name, value in measured.items()}
 
     def intrinsic_reward(self, error: Tensor, shuffle: Tensor) -> Tensor:
-        """Returns errors `(agents, batch)` in running deviations; `--icm random` puts them in the order of `shuffle`."""
+        """Returns errors `(agents, batch)` in running deviations; `--icm random` shuffles them by `shuffle`."""
         self.intrinsic.update(error)
         if self.settings.icm == "random":
             error = error.gather(1, shuffle.argsort(1))

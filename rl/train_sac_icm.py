@@ -9,10 +9,9 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
-import gymnasium
-import mujoco
 from torch import Tensor
 
 from common import cli, stats
@@ -139,7 +138,7 @@ def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
     return {
         "dataset": {
             "name": settings.env_id,
-            "source": f"gymnasium {gymnasium.__version__}, mujoco {mujoco.__version__}",
+            "source": f"gymnasium {version('gymnasium')}, mujoco {version('mujoco')}",
             "images": 0,
         },
         "icm": settings.icm,

@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from common import cli
 from pruning.vgg import VGG11
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,3 +35,16 @@ def network() -> VGG11:
     model = VGG11()
     model(torch.randn(64, 3, 32, 32))
     return model.eval()
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a script's `main` on a command line that must fail; returns its exit status and its one line."""
+
+    def run(main: Any, settings: Any, arguments: Sequence[str]) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, settings, list(arguments))
+        (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return int(str(stop.value.code)), error
+
+    return run

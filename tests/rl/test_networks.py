@@ -1,0 +1,131 @@
+"""Stacked networks against plain layers, and the policy's log-probability against torch.distributions."""
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+
+from rl.networks import Actor, StackedMLP, TwinCritic, squashed_gaussian
+from tests.rl.naive import log_probability, perceptron
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(k) for k in range(count)]
+
+
+@pytest.mark.parametrize("sizes", [[5, 8, 3], [5, 8, 7, 3], [5, 6, 7, 8, 1]])
+def test_stack_is_its_networks_side_by_side(sizes: list[int]) -> None:
+    """Outputs and every gradient, also that of the input, against nn.Linear and autograd."""
+    stack = StackedMLP(sizes, generators(3))
+    x = torch.randn(3, 11, 5, requires_grad=True)
+    outputs = stack(x)
+    weight = torch.randn_like(outputs)
+    (outputs * weight).sum().backward()
+    for k in range(3):
+        alone, single = perceptron(stack, k), x[k].detach().clone().requires_grad_()
+        expected = alone(single)
+        torch.testing.assert_close(outputs[k], expected)
+        (expected * weight[k]).sum().backward()
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad[k], single.grad)
+        for layer, (w, b) in enumerate(zip(stack.weights, stack.biases, strict=True)):
+            assert w.grad is not None
+            assert b.grad is not None
+            torch.testing.assert_close(w.grad[k].T, alone[2 * layer].weight.grad)
+            torch.testing.assert_close(b.grad[k, 0], alone[2 * layer].bias.grad)
+
+
+def test_gradient_of_one_agent_touches_no_other() -> None:
+    stack = StackedMLP([5, 8, 8, 2], generators(4))
+    stack(torch.randn(4, 9, 5))[2].square().sum().backward()
+    for parameter in stack.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[2].abs().sum() > 0
+        assert parameter.grad[[0, 1, 3]].abs().sum() == 0
+
+
+def test_frozen_gives_gradients_to_the_input_alone() -> None:
+    stack = StackedMLP([5, 8, 8, 2], generators(2))
+    x = torch.randn(2, 9, 5, requires_grad=True)
+    stack(x, frozen=True).sum().backward()
+    assert all(parameter.grad is None for parameter in stack.parameters())
+    frozen = x.grad
+    x.grad = None
+    stack(x).sum().backward()
+    assert frozen is not None
+    torch.testing.assert_close(frozen, x.grad)
+
+
+def test_bfloat16_is_close_and_leaves_first_and_last_layer_exact() -> None:
+    stack = StackedMLP([5, 64, 64, 1], generators(2))
+    x = torch.randn(2, 50, 5)
+    exact, rounded = stack(x), stack(x, hidden_dtype=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.02
+    shallow = StackedMLP([5, 64, 1], generators(2))  # no product between hidden layers
+    assert torch.equal(shallow(x), shallow(x, hidden_dtype=torch.bfloat16))
+    stack(x, hidden_dtype=torch.bfloat16).square().sum().backward()
+    rounded_gradients = [p.grad.clone() for p in stack.parameters() if p.grad is not None]
+    stack.zero_grad()
+    stack(x).square().sum().backward()
+    for p, rounded_gradient in zip(stack.parameters(), rounded_gradients, strict=True):
+        assert p.grad is not None
+        assert (p.grad - rounded_gradient).norm() < 0.03 * p.grad.norm()
+
+
+def test_weights_do_not_depend_on_how_many_agents_there_are() -> None:
+    for copies in (1, 2):
+        three, one = StackedMLP([5, 8, 2], generators(3), copies), StackedMLP([5, 8, 2], generators(1), copies)
+        for many, alone in zip(three.parameters(), one.parameters(), strict=True):
+            assert torch.equal(many[:: len(many) // copies], alone)
+
+
+def test_weights_start_where_torchs_linear_starts() -> None:
+    stack = StackedMLP([400, 300, 2], generators(2))
+    for w, b, inputs in zip(stack.weights, stack.biases, (400, 300), strict=True):
+        for tensor in (w, b):
+            assert tensor.abs().max() <= inputs**-0.5
+        assert w.std().item() == pytest.approx(inputs**-0.5 / 3**0.5, rel=0.1)
+
+
+def test_log_probability_against_torch_distributions() -> None:
+    mean, log_std, noise = torch.randn(3, 20, 4), torch.randn(3, 20, 4) - 1, torch.randn(3, 20, 4)
+    sample = squashed_gaussian(mean, log_std, noise)
+    transform = TanhTransform(cache_size=1)
+    distribution = Independent(TransformedDistribution(Normal(mean, log_std.exp()), [transform]), 1)
+    action = transform(mean + log_std.exp() * noise)
+    torch.testing.assert_close(sample.action, action)
+    torch.testing.assert_close(sample.log_probability, distribution.log_prob(action), rtol=1e-4, atol=1e-4)
+
+
+def test_log_probability_is_exact_where_tanh_is_steep_and_finite_where_it_is_one() -> None:
+    mean, log_std, noise = torch.tensor([[[3.0, -4.0]]]), torch.tensor([[[-1.0, 0.5]]]), torch.tensor([[[0.7, -0.3]]])
+    sample = squashed_gaussian(mean, log_std, noise)
+    expected = log_probability(mean, log_std, mean + log_std.exp() * noise)
+    assert sample.log_probability.item() == pytest.approx(expected.item(), rel=1e-5)
+    far = squashed_gaussian(torch.full((1, 1, 1), 40.0, requires_grad=True), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    assert far.action.item() == 1
+    assert far.log_probability.item() == pytest.approx(-0.5 * 1.8378771 + 80 - 2 * 0.6931472, rel=1e-5)
+
+
+def test_probabilities_integrate_to_one() -> None:
+    """∫π(a)da over (−1, 1), the density read off samples at every u of a fine grid."""
+    mean, log_std = torch.tensor(0.4), torch.tensor(-0.3)
+    u = torch.linspace(-9, 9, 20_001)
+    noise = (u - mean) / log_std.exp()
+    ones = torch.ones(1, 20_001, 1)
+    sample = squashed_gaussian(mean * ones, log_std * ones, noise[None, :, None])
+    assert torch.trapezoid(sample.log_probability[0].exp(), sample.action[0, :, 0]).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_actor_and_critic_shapes_and_bounds() -> None:
+    actor = Actor(5, 2, (8, 8), (-20, 2), generators(3))
+    critic = TwinCritic(5, 2, (8, 8), generators(3))
+    observation, noise = 100 * torch.randn(3, 7, 5), torch.randn(3, 7, 2)
+    sample = actor(observation, noise)
+    assert sample.action.shape == (3, 7, 2)
+    assert sample.action.abs().max() <= 1
+    assert critic(observation, sample.action).shape == (2, 3, 7)
+    mean = actor.network(observation)[..., :2]
+    torch.testing.assert_close(actor.deterministic(observation), mean.tanh())
+    first, second = critic(observation, sample.action)
+    assert (first - second).abs().min() > 0  # twins start apart

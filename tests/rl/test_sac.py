@@ -1,0 +1,151 @@
+"""The update against a naive agent written from the paper, and agents in lockstep against agents alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from rl.replay import Batch
+from rl.sac import SAC, Noise, actor_loss, critic_loss, critic_target, temperature_loss
+from rl.settings import Settings
+from tests.rl.naive import NaiveSAC, perceptron
+
+OBSERVATION, ACTION, BATCH = 5, 2, 16
+CPU = torch.device("cpu")
+
+
+def sac(agents: range, **settings: Any) -> SAC:
+    generators = [torch.Generator().manual_seed(seed) for seed in agents]
+    chosen = Settings(**{"hidden": (12, 12), "precision": "float32", "learning_rate": 1e-2, **settings})
+    return SAC(chosen, OBSERVATION, ACTION, generators, CPU)
+
+
+def batch_and_noise(agents: int, step: int, stack: int = 1) -> tuple[Batch, Noise]:
+    g = torch.Generator().manual_seed(step)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(agents, BATCH, *shape, generator=g)
+
+    ended = (torch.rand(agents, BATCH, generator=g) < 0.2).float()
+    batch = Batch(normal(stack, OBSERVATION), normal(ACTION).tanh(), normal(), ended, normal(OBSERVATION))
+    return batch, Noise(normal(ACTION), normal(ACTION), normal())
+
+
+def test_twenty_updates_as_the_naive_agent_takes_them() -> None:
+    agents = sac(range(2))
+    naive = [
+        NaiveSAC(
+            perceptron(agents.actor.network, k),
+            [perceptron(agents.critic.network, k), perceptron(agents.critic.network, 2 + k)],
+            *(agents.settings.discount, agents.settings.target_rate, agents.settings.learning_rate),
+        )
+        for k in range(2)
+    ]
+    for step in range(20):
+        batch, noise = batch_and_noise(2, step)
+        agents.update(batch, noise)
+        for k, agent in enumerate(naive):
+            agent.update(
+                *(batch.observation[k], batch.action[k], batch.reward[k], batch.terminated[k]),
+                *(batch.next_observation[k], noise.next_action[k], noise.action[k]),
+            )
+    for k, agent in enumerate(naive):
+        pairs = [
+            (agents.actor.network, k, agent.actor),
+            *((agents.critic.network, 2 * c + k, agent.critics[c]) for c in range(2)),
+            *((agents.target.network, 2 * c + k, agent.targets[c]) for c in range(2)),
+        ]
+        for stack, network, plain in pairs:
+            for ours, theirs in zip(perceptron(stack, network).parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(agents.log_temperature[k], agent.log_alpha, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("icm", ["none", "single", "stacked", "random", "rnd"])
+def test_an_agent_among_three_is_the_agent_alone(icm: str) -> None:
+    settings: dict[str, Any] = {"icm": icm, "feature_size": 6, "icm_width": 10}
+    together, alone = sac(range(3), **settings), sac(range(1, 2), **settings)
+    for step in range(20):
+        batch, noise = batch_and_noise(3, step, together.settings.window)
+        together.update(batch, noise)
+        alone.update(Batch(*(t[1:2] for t in batch)), Noise(*(t[1:2] for t in noise)))
+    own = alone.state_dict()
+    assert own.keys() == together.state_dict().keys()
+    for name, tensor in together.state_dict().items():
+        per_agent = tensor if tensor.ndim == 0 else tensor[1::3]  # twins: networks 1 and 4 of six
+        torch.testing.assert_close(per_agent, own[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_one_agents_data_change_no_other_agent() -> None:
+    one, other = sac(range(3), icm="stacked"), sac(range(3), icm="stacked")
+    for step in range(3):
+        batch, noise = batch_and_noise(3, step, 4)
+        one.update(batch, noise)
+        changed = batch._replace(reward=batch.reward + torch.tensor([0.0, 50.0, 0.0])[:, None])
+        other.update(changed, noise)
+    actors = zip(one.actor.parameters(), other.actor.parameters(), strict=True)
+    for ours, theirs in actors:
+        assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
+    assert not all(torch.equal(a[1], b[1]) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_target_bootstraps_unless_the_episode_ended_for_good() -> None:
+    values = torch.tensor([[[4.0, 4.0]], [[3.0, 5.0]]])  # (critics, agents, batch): the lesser of two counts
+    target = critic_target(
+        torch.tensor([[1.0, 1.0]]),
+        torch.tensor([[0.0, 1.0]]),
+        values,
+        torch.tensor([[-2.0, 9.0]]),
+        torch.tensor([0.5]),
+        0.9,
+    )
+    torch.testing.assert_close(target, torch.tensor([[1 + 0.9 * (3 + 0.5 * 2), 1.0]]))
+
+
+def test_losses_by_hand() -> None:
+    values, target = torch.tensor([[[1.0, 2.0]], [[0.0, 4.0]]]), torch.tensor([[1.0, 1.0]])
+    torch.testing.assert_close(critic_loss(values, target), torch.tensor([(0 + 0.5) / 2 + (0.5 + 4.5) / 2]))
+    loss = actor_loss(torch.tensor([[1.0, 3.0]]), values, torch.tensor([0.1]))
+    torch.testing.assert_close(loss, torch.tensor([((0.1 - 0) + (0.3 - 2)) / 2]))
+    heat = torch.tensor([0.7], requires_grad=True)
+    (gradient,) = torch.autograd.grad(temperature_loss(heat, torch.tensor([[1.0, 3.0]]), -3.0).sum(), heat)
+    torch.testing.assert_close(gradient, torch.tensor([-(2.0 - 3.0)]))  # entropy −2 is above −3: α falls
+
+
+def test_temperature_falls_when_entropy_is_above_its_aim_and_rises_below() -> None:
+    for aim, sign in ((-50.0, -1), (50.0, 1)):
+        agents = sac(range(2), target_entropy=aim)
+        agents.update(*batch_and_noise(2, 0))
+        assert (sign * agents.log_temperature > 0).all()
+
+
+@pytest.mark.parametrize("icm", ["none", "stacked"])
+def test_weight_zero_switches_a_reward_off(icm: str) -> None:
+    """With no weight on the task's reward, what it is must not matter to any weight."""
+    results = []
+    for reward in (0.0, 100.0):
+        agents = sac(range(2), icm=icm, extrinsic_weight=0.0)
+        batch, noise = batch_and_noise(2, 1, agents.settings.window)
+        agents.update(batch._replace(reward=torch.full_like(batch.reward, reward)), noise)
+        results.append(agents.state_dict())
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_intrinsic_weight_zero_is_plain_sac() -> None:
+    plain, curious = sac(range(2)), sac(range(2), icm="single", intrinsic_weight=0.0)
+    for step in range(5):
+        for agents in (plain, curious):
+            agents.update(*batch_and_noise(2, step))
+    own = curious.state_dict()
+    for name, tensor in plain.state_dict().items():
+        if not name.startswith("intrinsic."):
+            torch.testing.assert_close(tensor, own[name], msg=name)
+
+
+def test_shuffled_rewards_are_the_same_rewards_in_another_order() -> None:
+    error, shuffle = torch.rand(3, BATCH), torch.randn(3, BATCH)
+    plain = sac(range(3), icm="single").intrinsic_reward(error, shuffle)
+    random = sac(range(3), icm="random").intrinsic_reward(error, shuffle)
+    assert not torch.equal(plain, random)
+    torch.testing.assert_close(plain.sort(1).values, random.sort(1).values)
+    torch.testing.assert_close(plain.std(1, correction=0), torch.ones(3), rtol=1e-3, atol=1e-3)  # in deviations

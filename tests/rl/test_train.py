@@ -1,0 +1,237 @@
+"""The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common import cli, stats
+from common.device import set_up
+from common.files import load_weights, save_weights
+from rl.lockstep import Lockstep
+from rl.settings import Settings
+from rl.train_sac_icm import main
+
+COMMAND = [sys.executable, "rl/train_sac_icm.py"]
+QUICK = ["--smoke-test", "--env-steps", "500", "--eval-every", "500", "--eval-episodes", "1", "--num-seeds", "1"]
+Refused = Callable[..., tuple[int, str]]
+
+
+def train(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one smoke test with the stacked ICM."""
+    folder = tmp_path_factory.mktemp("results")
+    done = train("--smoke-test", "--icm", "stacked", "--run-name", "smoke", "--results-dir", str(folder), "--video")
+    assert done.stdout.splitlines()[-1] == str(folder / "rl" / "smoke")
+    assert ("no video" in done.stderr) != (folder / "rl" / "smoke" / "figures" / "best_policy.gif").exists()
+    return folder / "rl" / "smoke"
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def rows_of(run: Path, stage: str) -> list[dict[str, str]]:
+    return [row for row in csv.DictReader((run / "history.csv").open()) if row["stage"] == stage]
+
+
+def test_writes_what_the_contract_says(smoke: Path) -> None:
+    metrics = metrics_of(smoke)
+    assert metrics.keys() >= {
+        *("dataset", "device", "torch", "seconds", "git_commit", "peak_memory_bytes"),
+        *("eval_returns", "eval_return_mean", "eval_return_iqm", "env_steps", "agent_steps_per_second", "icm", "seeds"),
+    }
+    expected = {"icm": "stacked", "env_id": "Hopper-v4", "seeds": [0, 1], "env_steps": 1200}
+    assert metrics | expected == metrics
+    assert metrics["dataset"]["name"] == "Hopper-v4"
+    assert {"learning_curve.png", "training.png"} <= {p.name for p in (smoke / "figures").iterdir()}
+    assert list(smoke.glob("events.out.tfevents.*"))
+    assert not (smoke / "checkpoints" / "replay").exists()  # spent
+    assert not (smoke / "checkpoints" / "agents.state.pt").exists()
+
+
+def test_history_holds_every_quantity_of_every_seed(smoke: Path) -> None:
+    rows = rows_of(smoke, "train")
+    assert [int(row["step"]) for row in rows] == [600, 800, 1000, 1200]  # nothing is learned in the random steps
+    quantities = {
+        *("return", "critic_loss", "value", "actor_loss", "temperature", "entropy", "extrinsic_reward"),
+        *("intrinsic_reward", "forward_loss", "inverse_loss", "feature_variance", "inverse_r2"),
+    }
+    for row in rows:
+        assert float(row["agent_steps_per_second"]) > 0
+        for name in quantities:
+            values = [float(row[f"{name}/seed{seed}"]) for seed in (0, 1)]
+            assert values[0] != values[1]
+            assert float(row[name]) == pytest.approx(sum(values) / 2)
+    assert float(rows[-1]["temperature"]) < float(rows[0]["temperature"]) < 1  # from 1, towards less entropy
+    assert float(rows[-1]["forward_loss"]) < float(rows[0]["forward_loss"])
+
+
+def test_numbers_can_be_true(smoke: Path) -> None:
+    """With three evaluations the last 10 % is the last one; Hopper pays 1 a step for standing."""
+    metrics, evaluations = metrics_of(smoke), rows_of(smoke, "eval")
+    assert [int(row["step"]) for row in evaluations] == [400, 800, 1200]
+    last = [float(evaluations[-1][f"return/seed{seed}"]) for seed in (0, 1)]
+    assert metrics["eval_returns"] == pytest.approx(last)
+    assert metrics["eval_return_mean"] == pytest.approx(sum(last) / 2)
+    assert metrics["eval_return_iqm"] == pytest.approx(stats.interquartile_mean(last).estimate)
+    assert all(1 < value < 1000 for value in last)
+
+
+def test_saved_agents_are_those_that_were_evaluated(smoke: Path) -> None:
+    settings = cli.parse(Settings, ["--config", str(smoke / "config.yaml")])
+    agents = Lockstep(settings, set_up("cpu"))
+    agents.sac.load_state_dict(load_weights(smoke / "checkpoints" / "agents.safetensors"))
+    from rl.evaluate import Evaluator
+
+    evaluator = Evaluator(settings.env_id, settings.reward, settings.num_seeds, settings.eval_episodes)
+    returns = evaluator.returns(agents.sac.actor).mean(1)
+    np.testing.assert_allclose(returns, metrics_of(smoke)["last_eval_returns"], rtol=1e-6)
+
+
+def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path)]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run, deadline = tmp_path / "rl" / "smoke", time.monotonic() + 240
+    while not (run / "checkpoints" / "agents.state.pt").exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)  # on from there
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "checkpoints" / "agents.safetensors").exists()
+    train("--resume", str(run))
+    ours, unbroken = (load_weights(r / "checkpoints" / "agents.safetensors") for r in (run, smoke))
+    assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
+    assert metrics_of(run)["eval_returns"] == metrics_of(smoke)["eval_returns"]
+    for stage in ("train", "eval"):
+        for mine, theirs in zip(rows_of(run, stage), rows_of(smoke, stage), strict=True):
+            assert {k: v for k, v in mine.items() if "per_second" not in k} == {
+                k: v for k, v in theirs.items() if "per_second" not in k
+            }
+
+
+def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+    assert train("--resume", str(smoke)).stdout.splitlines()[-1] == str(smoke)
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--icm", "none"],
+        ["--icm", "single", "--forward-width", "50", "--extrinsic-weight", "0"],
+        ["--icm", "random", "--env-id", "HalfCheetah-v4"],
+        ["--icm", "rnd", "--reward", "sparse"],
+        ["--icm", "stacked", "--stack", "2", "--env-id", "Walker2d-v4", "--buffer-size", "300"],
+        ["--env-id", "Hopper-v5", "--precision", "float32", "--target-entropy", "-1"],
+    ],
+)
+def test_every_choice_runs_to_the_end(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(main, Settings, [*QUICK, *arguments, "--results-dir", str(tmp_path)])
+    metrics = metrics_of(Path(capsys.readouterr().out.splitlines()[-1]))
+    assert metrics["icm"] in arguments or "--icm" not in arguments
+    assert (metrics["curiosity_parameters"] > 0) == (metrics["icm"] != "none")
+
+
+def test_an_agent_acts_the_same_alone_and_beside_others(tmp_path: Path) -> None:
+    """Through the random steps, exactly: environments, actions and stored transitions depend on the seed alone."""
+    many = Lockstep(Settings(smoke_test=True, num_seeds=3, seed=4, random_steps=60, batch_size=8), torch.device("cpu"))
+    alone = Lockstep(Settings(smoke_test=True, num_seeds=1, seed=5, random_steps=60, batch_size=8), torch.device("cpu"))
+    for _ in range(60):
+        many.advance()
+        alone.advance()
+    assert torch.equal(many.replay.rows[1, :60], alone.replay.rows[0, :60])
+    for _ in range(10):  # then to rounding
+        many.advance()
+        alone.advance()
+    torch.testing.assert_close(many.replay.rows[1, :70], alone.replay.rows[0, :70], rtol=1e-3, atol=1e-3)
+    together = many.sac.actor.network.weights[1][1]
+    torch.testing.assert_close(together, alone.sac.actor.network.weights[1][0], rtol=1e-3, atol=1e-4)
+
+
+def test_one_update_a_step_after_the_random_steps() -> None:
+    agents = Lockstep(Settings(random_steps=20, batch_size=8, hidden=(8, 8), env_steps=40), torch.device("cpu"))
+    for _ in range(30):
+        agents.advance()
+    assert agents.summed == 10
+    steps = {int(state["step"]) for state in agents.sac.actor_optimizer.state.values()}
+    assert steps == {10}
+
+
+def test_diverging_training_stops_with_the_step_and_the_last_checkpoint(tmp_path: Path, refused: Refused) -> None:
+    arguments = ["--learning-rate", "1e30", "--checkpoint-every", "400", "--random-steps", "450"]
+    status, line = refused(main, Settings, ["--smoke-test", *arguments, "--results-dir", str(tmp_path)])
+    assert status == 1
+    assert "step 45" in line  # the first updates
+    assert "agents.state.pt" in line
+    (run,) = (tmp_path / "rl").iterdir()
+    weights = torch.load(run / "checkpoints" / "agents.state.pt", weights_only=True)["sac"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_not_a_checkpoint_of_these_agents(smoke: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(smoke, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    save_weights(tmp_path / "run" / "checkpoints" / "agents.safetensors", {"x": torch.zeros(1)})
+    status, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert status == 1
+    assert "agents.safetensors: not the weights of these agents" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--env-id", "Hoper-v4"], 2, "--env-id Hoper-v4"),
+        (["--env-id", "CartPole-v1"], 2, "actions are Discrete(2)"),
+        (["--env-id", "Pendulum-v1"], 2, "not a MuJoCo task"),
+        (["--icm", "curious"], 2, "stacked"),
+        (["--stack", "0"], 2, "--stack 0"),
+        (["--intrinsic-weight", "-1"], 2, "--intrinsic-weight -1"),
+        (["--extrinsic-weight", "-0.5"], 2, "--extrinsic-weight -0.5"),
+        (["--num-seeds", "0"], 2, "--num-seeds 0"),
+        (["--discount", "1"], 2, "--discount 1"),
+        (["--reward", "none"], 2, "sparse"),
+        (["--batch-size", "0"], 2, "--batch-size 0"),
+        (["--random-steps", "5000", "--env-steps", "5000"], 2, "no step is left"),
+        (["--log-std-range", "2", "-2"], 2, "the lower bound comes first"),
+        (["--icm", "rnd", "--forward-width", "10"], 2, "no forward model"),
+        (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
+        (["--results-dir", "README.md"], 1, "README.md"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_right_status(
+    arguments: list[str], status: int, told: str, tmp_path: Path, refused: Refused
+) -> None:
+    if "--resume" not in arguments:
+        arguments = ["--results-dir", str(tmp_path), *arguments]
+    got, line = refused(main, Settings, arguments)
+    assert got == status
+    assert told in line
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_every_preset_is_accepted() -> None:
+    presets = list(Path("configs/rl").glob("*.yaml"))
+    assert presets
+    for path in presets:
+        cli.parse(Settings, ["--config", str(path)]).check()
