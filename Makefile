@@ -34,10 +34,11 @@ test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/installed-bench ## speed beside plain loops, the naive scan and Pythae, each comparison in one run
+bench: .venv/installed-bench ## speed beside plain loops, the naive scan, Pythae, SB3 and SBX, each comparison in one run
 	$(BIN)/python benchmarks/pruning_speed.py
 	$(BIN)/python benchmarks/vae_speed.py
 	$(BIN)/python benchmarks/vae_parallel.py
+	$(BIN)/python benchmarks/rl_speed.py
 
 clean: ## removes the environment and caches, no results
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,14 +9,11 @@ the rates are medians over the rounds. A round is one pass over the row's images
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
+from turns import Side, serve
 
 from common import data
 from common.cli import RunSettings
@@ -206,8 +204,8 @@ def pythae(settings: Settings, images: data.Split, device: torch.device, folder:
 # -- the comparison ----------------------------------------------------------------------------------------------------
 
 
-def serve(settings: Settings) -> None:
-    """Runs one side: for every line on standard input one round, its images a second and the peak memory back."""
+def serve_side(settings: Settings) -> None:
+    """Runs one side: a round is its images a second and the peak memory."""
     device = set_up(settings.device)
     mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
     images = mnist.train.head(settings.images)
@@ -222,47 +220,22 @@ def serve(settings: Settings) -> None:
                 train = pythae(settings, images, device, Path(folder))
             case _:
                 train = plain(settings, images, device, workers=2 if settings.side == "plain-workers" else 0)
-        for _ in sys.stdin:
-            rate = train()
-            print(json.dumps({"rate": rate, "memory": peak_memory(device)}), flush=True)
+        serve(lambda: {"rate": train(), "memory": peak_memory(device)})
 
 
-class Side:
-    """A process that runs one side's rounds when it is told to, and waits in between."""
-
-    def __init__(self, settings: Settings, side: str, network: Network, images: int) -> None:
-        command = [sys.executable, __file__, "--side", side, "--network", network, "--images", str(images)]
-        command += ["--batch-size", str(settings.batch_size), "--device", settings.device]
-        if settings.data_dir is not None:
-            command += ["--data-dir", str(settings.data_dir)]
-        pipe = subprocess.PIPE
-        quiet = subprocess.DEVNULL if side == "ours" else None  # our progress bar
-        environment = {**os.environ, "TQDM_DISABLE": "1"}  # Pythae's progress bar
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=environment)
-
-    def round(self) -> dict[str, float]:
-        """Returns the figures of one more round."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write("\n")
-        stdin.flush()
-        for line in stdout:
-            with contextlib.suppress(ValueError):
-                return dict(json.loads(line))
-        raise SystemExit(f"a side of the comparison stopped: {' '.join(map(str, self.process.args))}")
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def side_of(settings: Settings, side: str, network: Network, images: int) -> Side:
+    """Returns the process of one side."""
+    command = [sys.executable, __file__, "--side", side, "--network", network, "--images", str(images)]
+    command += ["--batch-size", str(settings.batch_size), "--device", settings.device]
+    if settings.data_dir is not None:
+        command += ["--data-dir", str(settings.data_dir)]
+    return Side(command, quiet=side == "ours")  # our progress bar
 
 
 def main(settings: Settings) -> None:
     """Runs all comparisons, or one side when told so."""
     if settings.side is not None:
-        serve(settings)
+        serve_side(settings)
         return
     device = set_up(settings.device)
     precision = resolve_precision("auto", device)
@@ -271,7 +244,7 @@ def main(settings: Settings) -> None:
     results: dict[str, Any] = {"torch": torch.__version__, "device": str(device), "threads": threads}
     results |= {"machine": platform.processor() or platform.machine(), "precision": precision}
     for row, (network, other, images) in ROWS.items():
-        sides = {"ours": Side(settings, "ours", network, images), other: Side(settings, other, network, images)}
+        sides = {side: side_of(settings, side, network, images) for side in ("ours", other)}
         rounds = [{name: side.round() for name, side in sides.items()} for _ in range(settings.rounds + 1)][1:]
         for side in sides.values():
             side.close()

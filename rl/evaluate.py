@@ -53,8 +53,8 @@ def _start(episode: int) -> int:
 
 
 @torch.no_grad()
-def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, *, every: int = 3) -> Path | None:
-    """Writes a GIF of one episode of `agent`'s deterministic policy, every third frame at about natural speed.
+def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, *, every: int = 5) -> Path | None:
+    """Writes a GIF of one episode of `agent`'s deterministic policy, every fifth frame, at natural speed for Hopper.
 
     Returns the file, or None, with a line that says why, where nothing can be rendered off-screen.
     """

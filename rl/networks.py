@@ -64,7 +64,7 @@ class _MLPFunction(torch.autograd.Function):
                 weights[layer], bias = weights[layer].to(hidden_dtype), bias.to(hidden_dtype)
             x = x.to(bias.dtype)
             inputs.append(x)
-            x = torch.baddbmm(bias, x, weights[layer])
+            x = _product(x, weights[layer], bias)
             if layer < last:
                 x = x.float().relu_()  # several times as fast as on bfloat16
         ctx.save_for_backward(*inputs, *weights)
@@ -82,12 +82,24 @@ class _MLPFunction(torch.autograd.Function):
                 needed[2 * layer + 1] = gradient.sum(1, keepdim=True)
             gradient = gradient.to(x.dtype)
             if ctx.needs_input_grad[2 + 2 * layer]:
-                needed[2 * layer] = torch.bmm(x.transpose(1, 2), gradient).float()
+                needed[2 * layer] = _product(x.transpose(1, 2), gradient).float()
             if layer > 0:
-                gradient = torch.bmm(gradient, weight.transpose(1, 2))
-                gradient = torch.ops.aten.threshold_backward(gradient, x, 0).float()  # of the ReLU: x is 0 where closed
+                gradient = (
+                    gradient * weight.transpose(1, 2) if weight.shape[2] == 1 else gradient @ weight.transpose(1, 2)
+                )
+                # Of the ReLU, in place: x is 0 where it was closed.
+                torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
+                gradient = gradient.float()
         into_input = torch.bmm(gradient, weights[0].transpose(1, 2)) if ctx.needs_input_grad[0] else None
         return into_input, None, *needed
+
+
+def _product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns the matrix product of each agent, with one column (a value) as a sum: the libraries are slow at that."""
+    if y.shape[2] == 1:
+        column = (x * y.transpose(1, 2)).sum(-1, keepdim=True)
+        return column if bias is None else column.add_(bias)
+    return torch.bmm(x, y) if bias is None else torch.baddbmm(bias, x, y)
 
 
 class Sample(NamedTuple):

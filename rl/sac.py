@@ -172,8 +172,9 @@ def build_curiosity(
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One optimiser step on a sum over agents: each agent's gradient is that of its own loss."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
     optimizer.step()
 
 
