@@ -80,6 +80,20 @@ def test_training_terms_are_the_mean_over_images_of_sums_over_pixels(generator: 
     )
 
 
+@pytest.mark.parametrize("prior", [STANDARD, Normal(torch.tensor(1.0), torch.tensor(2.0))])
+def test_gradients_of_code_and_divergence_are_those_autograd_derives(prior: Normal) -> None:
+    generator = torch.Generator().manual_seed(2)
+    mean, log_variance, noise, pull = torch.randn(4, 6, 3, generator=generator).unbind()
+    mean, log_variance = mean.requires_grad_(), log_variance.requires_grad_()
+    codes, kl = objective._CodeAndDivergence.apply(mean, log_variance, noise, prior)
+    gradients = torch.autograd.grad((codes * pull).sum() + 3 * kl, (mean, log_variance))
+    posterior = Normal(mean, (0.5 * log_variance).exp())
+    derived = torch.distributions.kl_divergence(posterior, prior).sum(1).mean()
+    torch.testing.assert_close(kl, derived)
+    loss = ((mean + posterior.stddev * noise) * pull).sum() + 3 * derived
+    torch.testing.assert_close(gradients, torch.autograd.grad(loss, (mean, log_variance)))
+
+
 @pytest.mark.parametrize(
     ("beta", "capacity", "warm", "expected"),
     [
