@@ -60,9 +60,14 @@ Settings = TypeVar("Settings", bound=RunSettings)
 
 
 def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: Sequence[str] | None = None) -> None:
-    """Parses the command line, calls `main(settings)`, and turns expected failures into one line and an exit status."""
+    """Parses the command line and calls `main(settings)`, as `guarded`."""
+    guarded(lambda: main(parse(settings_class, sys.argv[1:] if argv is None else argv)))
+
+
+def guarded(command: Callable[[], None]) -> None:
+    """Runs `command` and turns expected failures into one line on standard error and an exit status."""
     try:
-        main(parse(settings_class, sys.argv[1:] if argv is None else argv))
+        command()
     except RunError as error:
         _stop(str(error), error.exit_status)
     except torch.OutOfMemoryError as error:

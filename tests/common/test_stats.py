@@ -48,3 +48,13 @@ def test_coverage_for_five_seeds_is_what_the_docstring_says() -> None:
     intervals = [stats.mean(generator.normal(size=5).tolist(), resamples=500) for _ in range(600)]
     covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
     assert covered == pytest.approx(0.835, abs=0.04)
+
+
+def test_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
+    """As Agarwal et al. 2021 define it: scipy's trimmed mean with a quarter cut off on both sides."""
+    assert stats.interquartile_mean([900.0, 1.0, 2.0, 3.0, -500.0]).estimate == 2
+    eight = stats.interquartile_mean([10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 1e6])
+    assert eight.estimate == (30 + 40 + 50 + 60) / 4
+    assert eight.low < eight.estimate < eight.high
+    single = stats.interquartile_mean([4.0])
+    assert (single.low, single.high) == (4, 4)

@@ -1,0 +1,142 @@
+"""Runs with the same seeds side by side: learning curves with intervals, and what each gains over each other.
+
+`python rl/compare.py results/rl/single results/rl/stacked --output results/rl/comparison`
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from common import cli, stats
+from common.errors import RunError, UsageError
+from common.experiment import say
+from common.files import write_atomically
+from common.plotting import COLOURS, figure, png_bytes
+from rl.figures import band, seed_curves
+
+SAME = ("env_id", "reward", "seeds", "env_steps", "evaluations_averaged")  # what compared runs must share
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Compare finished runs of rl/train_sac_icm.py that share their seeds: curves, table, paired differences."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; each is called by the folder's name, and every later one is compared with every earlier one."""
+    output: Annotated[Path, tyro.conf.arg(name="output")] = Path("results/rl/comparison")
+    """Folder for metrics.json, tables.md and figures/returns.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One finished run: what its metrics.json says, and its evaluations."""
+
+    name: str
+    metrics: dict[str, Any]
+    steps: list[float]
+    curves: list[list[float]]  # a list of returns for each seed
+
+
+def main(settings: Comparison) -> None:
+    """Writes the comparison and prints its folder."""
+    if len(settings.runs) < 2:
+        raise UsageError("fewer than two run folders: there is nothing to compare")
+    arms = [read(path) for path in settings.runs]
+    for arm in arms[1:]:
+        for key in SAME:
+            if arm.metrics[key] != arms[0].metrics[key]:
+                ours, theirs = arm.metrics[key], arms[0].metrics[key]
+                raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
+    differences = {
+        f"{later.name} − {earlier.name}": stats.paired_difference(
+            later.metrics["eval_returns"], earlier.metrics["eval_returns"]
+        )
+        for earlier, later in combinations(arms, 2)
+    }
+    text = table(arms, differences)
+    record = {
+        "arms": {arm.name: arm.metrics for arm in arms},
+        "differences": {name: dataclasses.asdict(interval) for name, interval in differences.items()},
+    }
+    write_atomically(settings.output / "metrics.json", json.dumps(record, indent=1).encode())
+    write_atomically(settings.output / "tables.md", text.encode())
+    write_atomically(settings.output / "figures" / "returns.png", png_bytes(curves(arms)))
+    say(text)
+    print(settings.output)
+
+
+def read(path: Path) -> Arm:
+    """Returns a finished run.
+
+    Raises:
+        RunError: the folder holds no finished run of this task, or a damaged one.
+    """
+    try:
+        metrics = json.loads((path / "metrics.json").read_text())
+        with (path / "history.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["stage"] == "eval"]
+        history = {name: [float(row[name]) for row in rows] for name in rows[0] if name.startswith(("step", "return"))}
+        return Arm(path.name, metrics, history["step"], seed_curves(history, "return", metrics["seeds"]))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no finished run ({Path(error.filename).name} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error!r})") from None
+
+
+def table(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> str:
+    """Returns the figures as Markdown; differences that exclude 0 are bold."""
+    first = arms[0].metrics
+    lines = [
+        f"{first['env_id']}, {first['reward']} reward, {len(first['seeds'])} seeds × {first['env_steps']:,} steps; "
+        f"return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
+        "95 % bootstrap intervals",
+        "",
+        "| arm | mean return | interquartile mean | seeds | parameters of the curiosity module |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        average, middle = (stats.Interval(*_interval(arm.metrics, kind)) for kind in ("mean", "iqm"))
+        seeds = ", ".join(f"{value:.0f}" for value in arm.metrics["eval_returns"])
+        parameters = f"{arm.metrics['curiosity_parameters']:,}"
+        lines.append(f"| {arm.name} | {_rounded(average)} | {_rounded(middle)} | {seeds} | {parameters} |")
+    lines += ["", "| difference, paired by seed | mean return |", "|---|---|"]
+    for name, interval in differences.items():
+        mark = "**" if interval.excludes_zero else ""
+        lines.append(f"| {name} | {mark}{_rounded(interval, signed=True)}{mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(metrics: dict[str, Any], kind: str) -> tuple[float, float, float]:
+    low, high = metrics["eval_return_interval" if kind == "mean" else "eval_return_iqm_interval"]
+    return metrics[f"eval_return_{kind}"], low, high
+
+
+def _rounded(interval: stats.Interval, signed: bool = False) -> str:
+    form = "+.0f" if signed else ".0f"
+    low, high = format(interval.low, form), format(interval.high, form)
+    return f"{format(interval.estimate, form)} [{low}, {high}]".replace("-", "−")
+
+
+def curves(arms: Sequence[Arm]) -> Figure:
+    """The arms' learning curves over one another, each with its interval."""
+    first = arms[0].metrics
+    caption = f"{first['env_id']}, {first['reward']} reward, {len(first['seeds'])} seeds, 95 % intervals"
+    sheet, (axes,) = figure("Return of the policy without noise", caption, size=(6.4, 4))
+    for arm, colour in zip(arms, COLOURS, strict=False):
+        band(axes, arm.steps, arm.curves, colour, arm.name)
+    axes.set(xlabel="environment steps of each agent", ylabel="return", ylim=(0, None))
+    axes.legend()
+    return sheet
+
+
+if __name__ == "__main__":
+    cli.guarded(lambda: main(tyro.cli(Comparison)))
