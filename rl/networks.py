@@ -47,8 +47,29 @@ class StackedMLP(nn.Module):
         and give values, stay in float32. `frozen` gives gradients to the input alone.
         """
         parameters = [p.detach() if frozen else p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
+        if not torch.is_grad_enabled():
+            return _layers(x, hidden_dtype, parameters)[0]
         outputs: Tensor = _MLPFunction.apply(x, hidden_dtype, *parameters)
         return outputs
+
+
+def _layers(
+    x: Tensor, hidden_dtype: torch.dtype, parameters: Sequence[Tensor], keep: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the outputs and, to `keep` for the backward pass, what each layer multiplied: inputs, then weights."""
+    layers = len(parameters) // 2
+    inputs, weights = [], []
+    for layer in range(layers):
+        hidden = 0 < layer < layers - 1
+        weight, bias = (p.to(hidden_dtype) if hidden else p for p in parameters[2 * layer : 2 * layer + 2])
+        x = x.to(weight.dtype)
+        if keep:  # else its memory goes to the next layer, while it is still in the processor's cache
+            inputs.append(x)
+            weights.append(weight)
+        x = _product(x, weight, bias)
+        if layer < layers - 1:
+            x = x.float().relu_()  # several times as fast as on bfloat16
+    return x, inputs + weights
 
 
 class _MLPFunction(torch.autograd.Function):
@@ -56,19 +77,9 @@ class _MLPFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, hidden_dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-        weights, biases = list(parameters[0::2]), parameters[1::2]
-        last = len(weights) - 1
-        inputs = []  # what each layer multiplies, in the format it multiplies in
-        for layer, bias in enumerate(biases):
-            if 0 < layer < last:
-                weights[layer], bias = weights[layer].to(hidden_dtype), bias.to(hidden_dtype)
-            x = x.to(bias.dtype)
-            inputs.append(x)
-            x = _product(x, weights[layer], bias)
-            if layer < last:
-                x = x.float().relu_()  # several times as fast as on bfloat16
-        ctx.save_for_backward(*inputs, *weights)
-        return x
+        outputs, kept = _layers(x, hidden_dtype, parameters, keep=True)
+        ctx.save_for_backward(*kept)
+        return outputs
 
     @staticmethod
     @once_differentiable

@@ -176,6 +176,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
     optimizer.step()
+    optimizer.zero_grad()  # gives their memory back
 
 
 class CapturedUpdate:
