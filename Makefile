@@ -24,8 +24,10 @@ help: ## this list
 demo: .venv/installed ## a short run of the experiments; prints where the results are
 	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml
 	$(BIN)/python vae/train.py --config configs/vae/quick.yaml
-	@echo "Results: the two folders above. The whole studies: $(BIN)/python pruning/run.py"
-	@echo "and $(BIN)/python vae/study.py --config configs/vae/study_reference.yaml"
+	$(BIN)/python rl/train_sac_icm.py --config configs/rl/quick.yaml
+	@echo "Results: the three folders above. The whole studies: $(BIN)/python pruning/run.py,"
+	@echo "$(BIN)/python vae/study.py --config configs/vae/study_reference.yaml"
+	@echo "and $(BIN)/python rl/train_sac_icm.py --config configs/rl/stacked.yaml"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir results"
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there

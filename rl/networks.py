@@ -39,6 +39,7 @@ class StackedMLP(nn.Module):
             weights.append(nn.Parameter(stacked[:, :-1].contiguous()))  # (agents, inputs, outputs)
             biases.append(nn.Parameter(stacked[:, -1:].contiguous()))  # (agents, 1, outputs)
         self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
+        self._in_order = [p for pair in zip(weights, biases, strict=True) for p in pair]
 
     def forward(self, x: Tensor, *, hidden_dtype: torch.dtype = torch.float32, frozen: bool = False) -> Tensor:
         """Returns the outputs `(agents, batch, out)` for inputs `(agents, batch, in)`.
@@ -46,7 +47,7 @@ class StackedMLP(nn.Module):
         Products between hidden layers are made in `hidden_dtype`; the first and the last layer, which see observations
         and give values, stay in float32. `frozen` gives gradients to the input alone.
         """
-        parameters = [p.detach() if frozen else p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
+        parameters = [p.detach() for p in self._in_order] if frozen else self._in_order
         if not torch.is_grad_enabled():
             return _layers(x, hidden_dtype, parameters)[0]
         outputs: Tensor = _MLPFunction.apply(x, hidden_dtype, *parameters)
@@ -60,15 +61,15 @@ def _layers(
     layers = len(parameters) // 2
     inputs, weights = [], []
     for layer in range(layers):
-        hidden = 0 < layer < layers - 1
-        weight, bias = (p.to(hidden_dtype) if hidden else p for p in parameters[2 * layer : 2 * layer + 2])
-        x = x.to(weight.dtype)
+        weight, bias = parameters[2 * layer : 2 * layer + 2]
+        if 0 < layer < layers - 1:
+            weight, x = weight.to(hidden_dtype), x.to(hidden_dtype)
         if keep:  # else its memory goes to the next layer, while it is still in the processor's cache
             inputs.append(x)
             weights.append(weight)
-        x = _product(x, weight, bias)
+        x = _product(x, weight).float().add_(bias)  # in float32: elementwise operations are slow in bfloat16
         if layer < layers - 1:
-            x = x.float().relu_()  # several times as fast as on bfloat16
+            x.relu_()
     return x, inputs + weights
 
 
@@ -91,13 +92,15 @@ class _MLPFunction(torch.autograd.Function):
             x, weight = inputs[layer], weights[layer]
             if ctx.needs_input_grad[3 + 2 * layer]:
                 needed[2 * layer + 1] = gradient.sum(1, keepdim=True)
-            gradient = gradient.to(x.dtype)
+            if gradient.dtype != x.dtype:
+                gradient = gradient.to(x.dtype)
             if ctx.needs_input_grad[2 + 2 * layer]:
                 needed[2 * layer] = _product(x.transpose(1, 2), gradient).float()
             if layer > 0:
-                gradient = (
-                    gradient * weight.transpose(1, 2) if weight.shape[2] == 1 else gradient @ weight.transpose(1, 2)
-                )
+                back = (
+                    torch.mul if weight.shape[2] == 1 else torch.bmm
+                )  # an outer product is a product element by element
+                gradient = back(gradient, weight.transpose(1, 2))
                 # Of the ReLU, in place: x is 0 where it was closed.
                 torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
                 gradient = gradient.float()
@@ -105,12 +108,9 @@ class _MLPFunction(torch.autograd.Function):
         return into_input, None, *needed
 
 
-def _product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, y: Tensor) -> Tensor:
     """Returns the matrix product of each agent, with one column (a value) as a sum: the libraries are slow at that."""
-    if y.shape[2] == 1:
-        column = (x * y.transpose(1, 2)).sum(-1, keepdim=True)
-        return column if bias is None else column.add_(bias)
-    return torch.bmm(x, y) if bias is None else torch.baddbmm(bias, x, y)
+    return (x * y.transpose(1, 2)).sum(-1, keepdim=True) if y.shape[2] == 1 else torch.bmm(x, y)
 
 
 class Sample(NamedTuple):
@@ -152,10 +152,33 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> Sample:
     log π(a) = Σᵢ log N(uᵢ; mean, std²) − log(1 − tanh²uᵢ)   (Eq. 21, Haarnoja et al. 2018b), where
     log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)) holds also where tanh is 1. Arguments `(agents, batch, action)`.
     """
-    u = mean + log_std.exp() * noise
-    gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    correction = 2 * (math.log(2) - u - F.softplus(-2 * u))
-    return Sample(u.tanh(), (gaussian - correction).sum(-1))
+    return Sample(*_SquashedGaussian.apply(mean, log_std, noise))
+
+
+class _SquashedGaussian(torch.autograd.Function):
+    """The sample with its gradient by hand, a third of the operations of autograd's.
+
+    With u = m + σε and a = tanh u: ∂a/∂u = 1 − a², ∂log π/∂u = 2a, ∂u/∂log σ = σε, and log π has −1 of log σ itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        step = log_std.exp().mul_(noise)
+        u = mean + step
+        action = u.tanh()
+        # log N(u) − log(1 − tanh²u), less what is constant
+        terms = torch.add(u, F.softplus(-2 * u)).mul_(2).sub_(log_std).sub_(noise.square().mul_(0.5))
+        constant = mean.shape[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
+        ctx.save_for_backward(action, step)
+        return action, terms.sum(-1).sub_(constant)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_action: Tensor, for_log_probability: Tensor) -> tuple[Tensor | None, ...]:
+        action, step = ctx.saved_tensors
+        for_log_probability = for_log_probability[..., None]
+        for_mean = for_action * (1 - action * action) + 2 * for_log_probability * action
+        return for_mean, for_mean * step - for_log_probability, None
 
 
 class TwinCritic(nn.Module):

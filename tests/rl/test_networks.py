@@ -129,3 +129,21 @@ def test_actor_and_critic_shapes_and_bounds() -> None:
     torch.testing.assert_close(actor.deterministic(observation), mean.tanh())
     first, second = critic(observation, sample.action)
     assert (first - second).abs().min() > 0  # twins start apart
+
+
+def test_gradient_of_the_sample_against_autograd() -> None:
+    """The closed form against what autograd derives from torch.distributions, in double precision."""
+    mean, log_std, noise = (torch.randn(2, 6, 3, dtype=torch.double) for _ in range(3))
+    for_action, for_log = torch.randn(2, 6, 3, dtype=torch.double), torch.randn(2, 6, dtype=torch.double)
+    gradients = []
+    for ours in (True, False):
+        m, s = mean.clone().requires_grad_(), (log_std - 1).requires_grad_()
+        if ours:
+            action, log_probability = squashed_gaussian(m, s, noise)
+        else:
+            transform = TanhTransform(cache_size=1)
+            action = transform(m + s.exp() * noise)
+            log_probability = Independent(TransformedDistribution(Normal(m, s.exp()), [transform]), 1).log_prob(action)
+        loss = (for_action * action).sum() + (for_log * log_probability).sum()
+        gradients.append(torch.autograd.grad(loss, [m, s]))
+    torch.testing.assert_close(gradients[0], gradients[1])
