@@ -9,19 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from common import cli
 from common.files import load_weights, save_weights
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
 from pruning.vgg import VGG11
 
+Refused = Callable[..., tuple[int, str]]
 COMMAND = [sys.executable, "pruning/run.py"]
 
 
@@ -105,25 +106,21 @@ def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["dense", "masks"])
-def test_another_networks_file_is_told(
-    smoke: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_networks_file_is_told(smoke: Path, tmp_path: Path, file: str, refused: Refused) -> None:
     shutil.copytree(smoke, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     save_weights(tmp_path / "run" / "checkpoints" / f"{file}.safetensors", {"x": torch.zeros(1)})
-    with pytest.raises(SystemExit):
-        cli.run(main, Settings, ["--resume", str(tmp_path / "run")])
-    assert f"{file}.safetensors: not" in capsys.readouterr().err.splitlines()[-1]
+    _, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert f"{file}.safetensors: not" in line
 
 
-def test_resume_on_other_images_is_refused(smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_on_other_images_is_refused(smoke: Path, tmp_path: Path, refused: Refused) -> None:
     shutil.copytree(smoke, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     progress = tmp_path / "run" / "checkpoints" / "progress.json"
     progress.write_text(progress.read_text().replace("scikit-learn load_digits", "elsewhere"))
-    with pytest.raises(SystemExit):
-        cli.run(main, Settings, ["--resume", str(tmp_path / "run")])
-    assert "elsewhere" in capsys.readouterr().err.splitlines()[-1]
+    _, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
+    assert "elsewhere" in line
 
 
 def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
@@ -155,18 +152,15 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_the_right_status(
-    arguments: list[str], status: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], status: int, told: str, tmp_path: Path, refused: Refused
 ) -> None:
     (tmp_path / "cifar10.tar.xz").write_bytes(b"\xfd7zXZ\x00" + bytes(100))
     arguments = [argument.format(damaged=tmp_path) for argument in arguments]
     if "--resume" not in arguments:
         arguments = ["--dataset", "digits", "--results-dir", str(tmp_path), *arguments]
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, Settings, arguments)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == status
-    assert len(errors) == 1
-    assert told in errors[0]
+    got, line = refused(main, Settings, arguments)
+    assert got == status
+    assert told in line
 
 
 def test_bad_input_at_the_shell() -> None:

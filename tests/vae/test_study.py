@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,12 @@ def test_differences_are_first_minus_second() -> None:
     ],
 )
 def test_bad_studies_are_told(
-    changes: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], told: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
 ) -> None:
     arguments = ["--config", preset(tmp_path, **changes), "--results-dir", str(tmp_path)]
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, StudySettings, arguments)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == 2
-    assert len(errors) == 1
-    assert told in errors[0]
+    status, line = refused(main, StudySettings, arguments)
+    assert status == 2
+    assert told in line
     assert not (tmp_path / "vae").exists()
 
 
