@@ -50,6 +50,10 @@ def main(settings: Comparison) -> None:
     """Writes the comparison and prints its folder."""
     if len(settings.runs) < 2:
         raise UsageError("fewer than two run folders: there is nothing to compare")
+    if (settings.output / "config.yaml").exists():
+        raise UsageError(f"--output {settings.output}: a run's folder; choose another")
+    if len({path.name for path in settings.runs}) < len(settings.runs):
+        raise UsageError("two of the run folders have the same name, by which the comparison calls them")
     arms = [read(path) for path in settings.runs]
     for arm in arms[1:]:
         for key in SAME:
@@ -133,7 +137,7 @@ def curves(arms: Sequence[Arm]) -> Figure:
     sheet, (axes,) = figure("Return of the policy without noise", caption, size=(6.4, 4))
     for arm, colour in zip(arms, COLOURS, strict=False):
         band(axes, arm.steps, arm.curves, colour, arm.name)
-    axes.set(xlabel="environment steps of each agent", ylabel="return", ylim=(0, None))
+    axes.set(xlabel="environment steps of each agent", ylabel="return")
     axes.legend()
     return sheet
 

@@ -51,7 +51,7 @@ def learning_curve(history: History, seeds: Sequence[int], title: str, caption: 
     if len(seeds) > 2:
         middle = [interquartile_mean(column).estimate for column in np.transpose(curves).tolist()]
         axes.plot(history["step"], middle, color=COLOURS[1], linestyle="--", label="interquartile mean")
-    axes.set(xlabel="environment steps of each agent", ylabel="return, policy without noise", ylim=(0, None))
+    axes.set(xlabel="environment steps of each agent", ylabel="return, policy without noise")
     axes.legend()
     return sheet
 

@@ -119,7 +119,13 @@ class Lockstep:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self, run: Run, since: int) -> None:
-        """Writes all that the rest of the training depends on; of the replay, what was added after step `since`."""
+        """Writes all that the rest of the training depends on; of the replay, what was added after step `since`.
+
+        Raises:
+            RunError: a weight is not a number; nothing is written.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.sac.state_dict().values()):
+            raise RunError(f"step {self.step}: the weights are not numbers any more")
         self.replay.save_segment(_replay_folder(run), since)
         state: dict[str, Any] = {
             "step": self.step,
@@ -134,6 +140,7 @@ class Lockstep:
             "summed": self.summed,
         }
         save_state(checkpoint(run), state)
+        self.replay.forget_segments(_replay_folder(run))
 
     def load(self, run: Run) -> None:
         """Puts everything back to the run's last checkpoint, if it has one.

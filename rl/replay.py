@@ -84,7 +84,7 @@ class Replay:
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save_segment(self, folder: Path, since: int) -> None:
-        """Writes the transitions from number `since` on as one file, and deletes files that the ring has outlived.
+        """Writes the transitions from number `since` on as one file.
 
         What was saved before is not written again: a checkpoint costs what was collected since the last one.
         """
@@ -92,6 +92,9 @@ class Replay:
         positions = torch.arange(since, self.steps, device=self.rows.device) % self.capacity
         segment = {"rows": self.rows[:, positions], "age": self._age, "since": torch.tensor(since)}
         save_weights(folder / f"{self.steps:012d}.safetensors", segment)
+
+    def forget_segments(self, folder: Path) -> None:
+        """Deletes files that the ring has outlived: not before the checkpoint that no longer needs them is written."""
         for file in _segments(folder):
             if int(file.stem) <= self.steps - self.capacity:
                 file.unlink()

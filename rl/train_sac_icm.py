@@ -98,7 +98,10 @@ def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
                 watched += time.perf_counter() - pause
             if step % settings.checkpoint_every == 0 and not last:
                 pause = time.perf_counter()
-                agents.save(run, saved)
+                try:
+                    agents.save(run, saved)
+                except RunError as error:
+                    raise RunError(f"{error}; {last_good(run)}") from None
                 saved = step
                 watched += time.perf_counter() - pause
     return agents.sac.state_dict()
