@@ -153,9 +153,8 @@ def main(settings: Settings) -> None:
         f"SB3, {cores} processes of 1 thread": [side_of(settings, "sb3", threads=1) for _ in range(cores)],
         "SBX": [side_of(settings, "sbx")],
     }
-    rounds = [{name: together(processes) for name, processes in sides.items()} for _ in range(settings.rounds + 1)][
-        1:
-    ]  # the first: some still warm up
+    every = range(settings.rounds + 1)
+    rounds = [{name: together(processes) for name, processes in sides.items()} for _ in every][1:]  # warm by then
     for processes in sides.values():
         for process in processes:
             process.close()

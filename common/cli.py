@@ -72,6 +72,10 @@ def guarded(command: Callable[[], None]) -> None:
         _stop(str(error), error.exit_status)
     except torch.OutOfMemoryError as error:
         _stop(f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size.", 1)
+    except RuntimeError as error:  # torch has no class of its own for memory that a CPU lacks
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        _stop(f"out of memory: {str(error).splitlines()[0].split('] ')[-1]} Ask for less: a smaller batch, say.", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{where}{error.strerror or error}. What was already written is intact.", 1)

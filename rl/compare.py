@@ -11,9 +11,10 @@ import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
+import yaml
 from matplotlib.figure import Figure
 
 from common import cli, stats
@@ -23,7 +24,12 @@ from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
 from rl.figures import band, seed_curves
 
-SAME = ("env_id", "reward", "seeds", "env_steps", "evaluations_averaged")  # what compared runs must share
+# Settings that compared runs share, and what a run's metrics.json must say.
+SAME = {"env_id", "reward", "seed", "num_seeds", "env_steps", "eval_every", "eval_episodes"}
+FIGURES = {
+    *("env_id", "reward", "seeds", "env_steps", "evaluations_averaged", "curiosity_parameters", "eval_returns"),
+    *("eval_return_mean", "eval_return_interval", "eval_return_iqm", "eval_return_iqm_interval"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +38,16 @@ class Comparison:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders; each is called by the folder's name, and every later one is compared with every earlier one."""
-    output: Annotated[Path, tyro.conf.arg(name="output")] = Path("results/rl/comparison")
+    output: Path = Path("results/rl/comparison")
     """Folder for metrics.json, tables.md and figures/returns.png."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One finished run: what its metrics.json says, and its evaluations."""
+    """One finished run: its settings, what its metrics.json says, and its evaluations."""
 
     name: str
+    settings: dict[str, Any]
     metrics: dict[str, Any]
     steps: list[float]
     curves: list[list[float]]  # a list of returns for each seed
@@ -48,17 +55,17 @@ class Arm:
 
 def main(settings: Comparison) -> None:
     """Writes the comparison and prints its folder."""
-    if len(settings.runs) < 2:
-        raise UsageError("fewer than two run folders: there is nothing to compare")
+    if not 2 <= len(settings.runs) <= len(COLOURS):
+        raise UsageError(f"{len(settings.runs)} run folders: from 2 to {len(COLOURS)} can be told apart in one figure")
     if (settings.output / "config.yaml").exists():
         raise UsageError(f"--output {settings.output}: a run's folder; choose another")
     if len({path.name for path in settings.runs}) < len(settings.runs):
         raise UsageError("two of the run folders have the same name, by which the comparison calls them")
     arms = [read(path) for path in settings.runs]
     for arm in arms[1:]:
-        for key in SAME:
-            if arm.metrics[key] != arms[0].metrics[key]:
-                ours, theirs = arm.metrics[key], arms[0].metrics[key]
+        for key in sorted(SAME):
+            if arm.settings[key] != arms[0].settings[key]:
+                ours, theirs = arm.settings[key], arms[0].settings[key]
                 raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
     differences = {
         f"{later.name} − {earlier.name}": stats.paired_difference(
@@ -86,13 +93,20 @@ def read(path: Path) -> Arm:
     """
     try:
         metrics = json.loads((path / "metrics.json").read_text())
+        settings = yaml.safe_load((path / "config.yaml").read_text())
+        missing = [*(SAME - settings.keys()), *(FIGURES - metrics.keys())]
+        if missing:
+            raise KeyError(missing[0])
         with (path / "history.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["stage"] == "eval"]
         history = {name: [float(row[name]) for row in rows] for name in rows[0] if name.startswith(("step", "return"))}
-        return Arm(path.name, metrics, history["step"], seed_curves(history, "return", metrics["seeds"]))
+        curves = seed_curves(history, "return", metrics["seeds"])
+        if not len(curves) == len(metrics["eval_returns"]) == settings["num_seeds"]:
+            raise ValueError("not a return for every seed")
+        return Arm(path.name, settings, metrics, history["step"], curves)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no finished run ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, yaml.YAMLError) as error:
         raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error!r})") from None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.device import random_stream
 from common.errors import RunError
-from common.experiment import Run
+from common.experiment import Run, require_finite
 from common.files import load_state, save_state
 from rl.envs import Environments
 from rl.replay import Batch, Replay
@@ -43,6 +43,7 @@ class Lockstep:
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agents)]
         self.sums: dict[str, Tensor] = {}  # measured since `averages` was last called, `(agents,)`
         self.summed = 0
+        self.checkpoint: Path | None = None  # where the run's last good state lies, to tell when something is not
 
     @property
     def step(self) -> int:
@@ -74,8 +75,9 @@ class Lockstep:
             action = self.sac.actor(observation[:, None], noise[:, None]).action[:, 0]
         acted = action.cpu().numpy()
         if not np.isfinite(acted).all():
-            bad = self.settings.seeds[int(np.flatnonzero(~np.isfinite(acted).all(1))[0])]
-            raise RunError(f"step {self.step}: the actions of seed {bad} are not numbers any more")
+            bad = int(np.flatnonzero(~np.isfinite(acted).all(1))[0])
+            name = f"step {self.step}: an action of seed {self.settings.seeds[bad]}"
+            require_finite(float(acted[bad].sum()), name, self.checkpoint)
         taken = self.environments.step(acted)
         self.running_return += taken.reward
         for k in np.flatnonzero(taken.ended):
@@ -116,6 +118,11 @@ class Lockstep:
         newest = torch.arange(self.step - count, self.step, device=self.device) % self.replay.capacity
         return newest.expand(len(self.generators), count)
 
+    def require_finite_weights(self) -> None:
+        """Raises RunError when a weight or a running moment is not finite: it must not be saved."""
+        for name, tensor in self.sac.state_dict().items():
+            require_finite(float(tensor.abs().amax()), f"step {self.step}: the largest of {name}", self.checkpoint)
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self, run: Run, since: int) -> None:
@@ -124,8 +131,7 @@ class Lockstep:
         Raises:
             RunError: a weight is not a number; nothing is written.
         """
-        if not all(bool(tensor.isfinite().all()) for tensor in self.sac.state_dict().values()):
-            raise RunError(f"step {self.step}: the weights are not numbers any more")
+        self.require_finite_weights()
         self.replay.save_segment(_replay_folder(run), since)
         state: dict[str, Any] = {
             "step": self.step,
@@ -148,7 +154,7 @@ class Lockstep:
         Raises:
             RunError: the checkpoint is damaged or not one of these agents.
         """
-        path = checkpoint(run)
+        path = self.checkpoint = checkpoint(run)
         if not path.exists():
             return
         state = load_state(path)

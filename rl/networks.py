@@ -97,9 +97,8 @@ class _MLPFunction(torch.autograd.Function):
             if ctx.needs_input_grad[2 + 2 * layer]:
                 needed[2 * layer] = _product(x.transpose(1, 2), gradient).float()
             if layer > 0:
-                back = (
-                    torch.mul if weight.shape[2] == 1 else torch.bmm
-                )  # an outer product is a product element by element
+                # An outer product is a product element by element.
+                back = torch.mul if weight.shape[2] == 1 else torch.bmm
                 gradient = back(gradient, weight.transpose(1, 2))
                 # Of the ReLU, in place: x is 0 where it was closed.
                 torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)

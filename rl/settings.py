@@ -108,6 +108,8 @@ class Settings(RunSettings):
             raise UsageError(
                 f"--random-steps {self.random_steps} with --env-steps {self.env_steps}: no step is left to learn in"
             )
+        if self.extrinsic_weight == 0 and (self.icm == "none" or self.intrinsic_weight == 0):
+            raise UsageError(f"--extrinsic-weight 0 with --icm {self.icm}: no reward is left; give curiosity a weight")
         if self.log_std_range[0] >= self.log_std_range[1]:
             low, high = self.log_std_range
             raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound comes first")

@@ -17,14 +17,20 @@ from torch import Tensor
 from common import cli, stats
 from common.device import set_up, synchronize
 from common.errors import RunError
-from common.experiment import Run, say
+from common.experiment import Run, require_finite, say
 from common.training import progress_bar
 from rl import figures
 from rl.evaluate import Evaluator, film
 from rl.lockstep import Lockstep, checkpoint, forget_replay
 from rl.settings import Settings
 
-NAMES = {"none": "SAC", "single": "SAC + ICM", "stacked": "SAC + stacked ICM", "random": "SAC + shuffled ICM rewards"}
+NAMES = {
+    "none": "SAC",
+    "single": "SAC + ICM",
+    "stacked": "SAC + stacked ICM",
+    "random": "SAC + shuffled ICM rewards",
+    "rnd": "SAC + random network distillation",
+}
 
 
 def main(settings: Settings) -> None:
@@ -65,7 +71,7 @@ def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
     """Returns the weights of all agents after `--env-steps` steps, going on from the run's last checkpoint.
 
     Raises:
-        RunError: a loss or an action is not a number.
+        RunError: a loss, an action or a weight is not a number, or the checkpoint is damaged.
     """
     agents.load(run)
     saved = agents.step
@@ -75,17 +81,15 @@ def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
     watched, rows_since = time.perf_counter(), agents.step
     with progress_bar("training", saved, settings.env_steps) as bar:
         while agents.step < settings.env_steps:
-            try:
-                agents.advance()
-            except RunError as error:
-                raise RunError(f"{error}; {last_good(run)}") from None
+            agents.advance()
             step, last = agents.step, agents.step == settings.env_steps
             bar.update()
             if (step % settings.log_every == 0 or last) and agents.summed:
                 synchronize(run.device)
                 rate = settings.num_seeds * (step - rows_since) / (time.perf_counter() - watched)
                 row = by_seed(agents.averages(), settings.seeds)
-                require_numbers(run, row, step)
+                for name, value in row.items():
+                    require_finite(value, f"step {step}: {name}", checkpoint(run))
                 run.log("train", step, row | {"agent_steps_per_second": rate})
                 bar.set_postfix_str(f"return={row['return']:.0f}, {rate:.0f} agent steps/s")
                 watched, rows_since = time.perf_counter(), step
@@ -98,12 +102,10 @@ def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
                 watched += time.perf_counter() - pause
             if step % settings.checkpoint_every == 0 and not last:
                 pause = time.perf_counter()
-                try:
-                    agents.save(run, saved)
-                except RunError as error:
-                    raise RunError(f"{error}; {last_good(run)}") from None
+                agents.save(run, saved)
                 saved = step
                 watched += time.perf_counter() - pause
+    agents.require_finite_weights()
     return agents.sac.state_dict()
 
 
@@ -113,21 +115,6 @@ def by_seed(values: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> dict
     for name, column in values.items():
         row |= {f"{name}/seed{seed}": value for seed, value in zip(seeds, column, strict=True)}
     return row
-
-
-def require_numbers(run: Run, row: Mapping[str, float], step: int) -> None:
-    """Raises RunError when a logged quantity is not finite: nothing of it must reach a checkpoint."""
-    for name, value in row.items():
-        if not math.isfinite(value):
-            raise RunError(
-                f"step {step}: {name} is {value}; {last_good(run)}. Start a new run with a lower learning rate."
-            )
-
-
-def last_good(run: Run) -> str:
-    """Returns where to go on from, in words."""
-    path = checkpoint(run)
-    return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint yet"
 
 
 def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
@@ -165,7 +152,7 @@ def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
 
 def model_title(settings: Settings) -> str:
     """Returns the agents in words, for figures."""
-    name = NAMES.get(settings.icm, "SAC + random network distillation")
+    name = NAMES[settings.icm]
     if settings.icm == "stacked":
         name += f" of {settings.stack}"
     return f"{name}, {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}"

@@ -1,6 +1,7 @@
 """Runs side by side: what the table says, and runs that do not compare."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,19 +43,31 @@ def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys
 def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(arms[1], other)
-    metrics = json.loads((other / "metrics.json").read_text())
-    (other / "metrics.json").write_text(json.dumps(metrics | {"seeds": [7, 8]}))
-    with pytest.raises(RunError, match=r"they do not compare|not a finished run"):
-        main(Comparison((arms[0], other), tmp_path / "out"))
-    (other / "metrics.json").write_text(json.dumps(metrics | {"reward": "sparse"}))
-    with pytest.raises(RunError, match="other has reward sparse, none has dense"):
-        main(Comparison((arms[0], other), tmp_path / "out"))
-    (other / "metrics.json").write_text("{")
-    with pytest.raises(RunError, match="not a finished run"):
-        main(Comparison((arms[0], other), tmp_path / "out"))
+    metrics, config = json.loads((other / "metrics.json").read_text()), (other / "config.yaml").read_text()
+    for changed, told in (
+        ("reward: sparse", "other has reward sparse, none has dense"),
+        ("eval_episodes: 5", "5, none has 2"),
+    ):
+        name = changed.split(":")[0]
+        (other / "config.yaml").write_text(re.sub(rf"(?m)^{name}: .*$", changed, config))
+        with pytest.raises(RunError, match=told):
+            main(Comparison((arms[0], other), tmp_path / "out"))
+    (other / "config.yaml").write_text(config)
+    without = {name: value for name, value in metrics.items() if name != "eval_returns"}
+    for damaged in ("{", "[]", json.dumps(without), json.dumps(metrics | {"eval_returns": [1]})):
+        (other / "metrics.json").write_text(damaged)
+        with pytest.raises(RunError, match="not a finished run"):
+            main(Comparison((arms[0], other), tmp_path / "out"))
     (other / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"metrics.json is missing"):
         main(Comparison((arms[0], other), tmp_path / "out"))
-    with pytest.raises(UsageError, match="nothing to compare"):
-        main(Comparison((arms[0],), tmp_path / "out"))
+    for runs, told in (
+        ((arms[0],), "1 run folders"),
+        (tuple(arms) * 5, "10 run folders"),
+        ((arms[0],) * 2, "same name"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            main(Comparison(runs, tmp_path / "out"))
+    with pytest.raises(UsageError, match="a run's folder"):
+        main(Comparison(tuple(arms), arms[0]))
     assert not (tmp_path / "out").exists()
