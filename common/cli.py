@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import tyro
@@ -21,6 +21,9 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from common.device import Precision
 from common.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ class RunSettings:
 
 
 Settings = TypeVar("Settings", bound=RunSettings)
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: Sequence[str] | None = None) -> None:
@@ -64,7 +68,9 @@ def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: 
     guarded(lambda: main(parse(settings_class, sys.argv[1:] if argv is None else argv)))
 
 
-def guarded(command: Callable[[], None]) -> None:
+def guarded(
+    command: Callable[[], None], interrupted: str = "--resume RUN_DIR continues from the last checkpoint"
+) -> None:
     """Runs `command` and turns expected failures into one line on standard error and an exit status."""
     try:
         command()
@@ -80,7 +86,7 @@ def guarded(command: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{where}{error.strerror or error}. What was already written is intact.", 1)
     except KeyboardInterrupt:
-        _stop("interrupted; --resume RUN_DIR continues from the last checkpoint", 130)
+        _stop(f"interrupted; {interrupted}", 130)
 
 
 def _stop(message: str, status: int) -> None:
@@ -120,7 +126,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     if early.smoke_test:
         values |= settings_class.smoke
     preset = _checked(settings_class, values, early.config or early.resume or "defaults")
-    settings = _checked(settings_class, _fields(_parse_command_line(settings_class, preset, argv)), "command line")
+    settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)), "command line")
     if early.resume is not None:
         for name, value in _fields(settings).items():
             if name not in settings.may_change and value != getattr(preset, name):
@@ -132,6 +138,16 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     return settings
 
 
+def command(main: Callable[[Options], None], options_class: type[Options], argv: Sequence[str] | None = None) -> None:
+    """Calls `main(options)` as `run` does, for a command that is no run: no preset, nothing to resume."""
+
+    def checked() -> Options:
+        options = _parse_command_line(options_class, sys.argv[1:] if argv is None else argv)
+        return _checked(options_class, _fields(options), "command line")
+
+    guarded(lambda: main(checked()), interrupted="the same command does what is missing")
+
+
 def to_yaml(settings: RunSettings) -> str:
     """Returns every resolved setting as YAML that `--config` reads back to the same settings."""
     values = {
@@ -140,7 +156,7 @@ def to_yaml(settings: RunSettings) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _fields(settings: RunSettings) -> dict[str, Any]:
+def _fields(settings: DataclassInstance) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
@@ -156,27 +172,30 @@ def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str
     return values
 
 
-def _checked(settings_class: type[Settings], values: dict[str, Any], origin: str) -> Settings:
-    """Returns `settings_class(**values)` after pydantic has checked types, ranges and names."""
+def _checked(options_class: type[Options], values: dict[str, Any], origin: str) -> Options:
+    """Returns `options_class(**values)` after pydantic has checked types, ranges and names."""
     try:
-        return TypeAdapter(settings_class).validate_python(values)
+        return TypeAdapter(options_class).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         setting = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
         if first["type"] == "unexpected_keyword_argument":
-            known = ", ".join(field.name for field in dataclasses.fields(settings_class))
+            known = ", ".join(field.name for field in dataclasses.fields(options_class))
             raise UsageError(f"{origin}: unknown setting {first['loc'][0]!r}; known are {known}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{setting} {first['input']} ({origin}): {message[0].lower() + message[1:]}") from None
 
 
-def _parse_command_line(settings_class: type[Settings], default: Settings, argv: Sequence[str]) -> Settings:
+def _parse_command_line(
+    options_class: type[Options], argv: Sequence[str], default: Any = tyro.MISSING_NONPROP
+) -> Options:
     """Returns tyro's reading of `argv` over `default`; tyro's framed error becomes a UsageError of one line."""
     caught, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
         os.environ["COLUMNS"] = "400" if not {"-h", "--help"} & set(argv) else columns or "110"
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(settings_class, args=list(argv), default=default)
+            options: Options = tyro.cli(options_class, args=list(argv), default=default)
+            return options
     except SystemExit as stop:
         if not stop.code:
             raise

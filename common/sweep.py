@@ -1,141 +1,219 @@
-"""Many runs of one script on this machine: several at a time, finished ones skipped, interrupted ones resumed."""
+"""A grid of settings × seeds of any script, here or on a Ray cluster, and one table of what came out.
+
+`python -m common.sweep configs/pruning/study.yaml`. Started again, it does what is missing.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import os
-import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from joblib import Parallel, delayed
-from tqdm import tqdm
+import torch
+import tyro
+from annotated_types import Ge
+from joblib import cpu_count
 
-from common.errors import RunError
+from common import cli, stats
+from common.cluster import on_ray
+from common.errors import UsageError
+from common.experiment import say
+from common.files import write_atomically
+from common.grid import ROOT, Arm, arms, read, require_distinct
+from common.jobs import Job, JobsFailed, Place, Work, here, run_jobs
+from common.tables import Table, counted, difference
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One run: the name of its folder and the settings of the script that are not its defaults.
+class Sweep:
+    """Run a grid of settings × seeds, skipping what is finished, and tabulate the results."""
 
-    `where` are settings that may differ when it is resumed: where the data is.
-    """
+    grid: tyro.conf.Positional[Path]
+    """The sweep file (configs/*/study*.yaml are examples)."""
+    results_dir: Path | None = None
+    """Folder for the runs and the table; none means results/sweeps/<name of the file>."""
+    data_dir: Path | None = None
+    """Folder with the data sets, for every run."""
+    processes: Annotated[int, Ge(1)] | None = None
+    """Runs at a time on this machine; none means one a core on a CPU and one on a GPU."""
+    threads: Annotated[int, Ge(1)] | None = None
+    """CPU threads of each run; none shares the cores out; 1 on a cluster."""
+    ray: str | None = None
+    """Address of a Ray cluster to run on (HOST:PORT, ray://HOST:10001, or auto for the one this machine is in)."""
+    gpus: Annotated[float, Ge(0)] = 0
+    """GPUs each run asks the cluster for; half a one is 0.5."""
+    smoke_test: bool = False
+    """Every run as its script's --smoke-test, with the settings of the grid alone."""
 
-    name: str
-    settings: Mapping[str, Any]
-    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one run stands, and its figures when it is finished."""
+
+    arm: Arm
+    seed: int
+    state: str
+    dataset: str = ""
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def run_jobs(script: str, task: str, jobs: Sequence[Job], results_dir: Path, *, processes: int) -> dict[str, Path]:
-    """Returns the finished run folders by job name, `RESULTS_DIR/<task>/<name>`, running what is not finished yet.
-
-    Each job is a process of its own, so that a crash takes nothing else along; what it says goes to
-    `RESULTS_DIR/<task>/<name>.log`.
+def main(sweep: Sweep) -> None:
+    """Runs what is missing, writes table.csv and table.md, and prints their folder.
 
     Raises:
-        RunError: jobs failed; the others have ended by then, and the same call does what is missing.
-        KeyboardInterrupt: the user stopped it; the runs under way can be resumed.
+        UsageError: the file or the command line asks for something that does not exist.
+        JobsFailed: runs failed; the tables of the others are written.
     """
-    folders = {job.name: results_dir / task / job.name for job in jobs}
-    for job in jobs:
-        _require_same_settings(folders[job.name], job.settings)
-    waiting = [job for job in jobs if not (folders[job.name] / "metrics.json").exists()]
-    stop = threading.Event()
-
-    def run(job: Job) -> tuple[Job, int]:
-        return job, 130 if stop.is_set() else _run(script, job, folders[job.name], results_dir)
-
+    grid = read(sweep.grid)
+    if sweep.gpus and sweep.ray is None:
+        raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
+    stages = [arms(grid, one, smoke_test=sweep.smoke_test) for one in grid.grids]
+    everything = [arm for stage in stages for arm in stage]
+    require_distinct([arm.name for arm in everything], grid.baseline)
+    seeds = list(range(grid.seeds)) if isinstance(grid.seeds, int) else grid.seeds
+    results = sweep.results_dir or Path("results") / "sweeps" / sweep.grid.stem
+    results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
+    work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
+    say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
     failed: dict[str, str] = {}
-    workers = Parallel(n_jobs=processes, backend="threading", return_as="generator_unordered", pre_dispatch=processes)
-    bar = tqdm(desc="runs", total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True)
     try:
-        for job, status in workers(delayed(run)(job) for job in waiting):
-            if status == 130:
-                raise KeyboardInterrupt
-            if status:
-                failed[job.name] = _last_line(_log(folders[job.name]))
-            bar.update()
-            bar.set_postfix_str(job.name)
+        for stage in stages:
+            jobs = [job(arm, seed, sweep, work) for seed in seeds for arm in stage]
+            try:
+                run_jobs(work, jobs, place(sweep))
+            except JobsFailed as error:
+                failed |= error.failed
     finally:
-        stop.set()
-        bar.close()
+        outcomes = [outcome(work, arm, seed) for arm in everything for seed in seeds]
+        columns = grid.columns or shared_numbers(outcomes)
+        write_atomically(results / "table.csv", as_csv(outcomes, columns).encode())
+        text = "\n".join(table.markdown() for table in tables(outcomes, columns, grid.baseline))
+        write_atomically(results / "table.md", text.encode())
+    say(text)
+    print(results)
     if failed:
-        lines = "; ".join(f"{name}: {line}" for name, line in failed.items())
-        rest = ", the others are finished" if len(failed) < len(jobs) else ""
-        raise RunError(f"{len(failed)} of {len(jobs)} runs failed{rest} ({lines})")
-    return folders
+        raise JobsFailed(failed, len(outcomes))
 
 
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Returns settings as the words of a command line."""
-    words: list[str] = []
-    for name, value in settings.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, str) or not isinstance(value, Iterable):
-            words += [f"--{option}", str(value)]
-        else:
-            words += [f"--{option}", *map(str, value)]
-    return words
+def place(sweep: Sweep) -> Place:
+    """Returns where the runs go: the cluster that `--ray` names, or this machine."""
+    if sweep.ray is not None:
+        return on_ray(sweep.ray, cpus=sweep.threads or 1, gpus=sweep.gpus)
+    return here(at_once(sweep))
 
 
-def _run(script: str, job: Job, folder: Path, results_dir: Path) -> int:
-    """Starts the job, or goes on with it, and returns its exit status."""
-    if (folder / "config.yaml").exists():
-        arguments = ["--resume", str(folder), *options(job.where)]
-    else:
-        if folder.is_dir() and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*")):
-            shutil.rmtree(folder)  # stopped before it wrote its settings: nothing is in it
-        arguments = [*options({**job.settings, **job.where}), "--results-dir", str(results_dir)]
-        arguments += ["--run-name", folder.name]
-    log = _log(folder)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # OpenMP's threads wait busily by default, which takes the core away from the run beside.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    with log.open("a") as file:
-        command = [sys.executable, script, *arguments]
-        return subprocess.run(command, stdout=file, stderr=file, check=False, env=environment).returncode
+def at_once(sweep: Sweep) -> int:
+    """Returns how many runs go on at a time on this machine."""
+    return sweep.processes or (1 if torch.cuda.is_available() else cpu_count())
 
 
-def _log(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.log")
+def run_name(arm: Arm, seed: int) -> str:
+    """Returns the name of a run's folder."""
+    return f"{arm.name}-seed{seed}"
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "said nothing")
+def job(arm: Arm, seed: int, sweep: Sweep, work: Work) -> Job:
+    """Returns the run of one arm with one seed."""
+    runs = str(work.results_dir / work.task)
+
+    def filled(value: Any) -> Any:
+        return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value
+
+    settings = {name: filled(value) for name, value in arm.settings.items()} | {"seed": seed}
+    where = {} if sweep.data_dir is None else {"data_dir": str(sweep.data_dir.absolute())}
+    threads = sweep.threads or (1 if sweep.ray else max(1, cpu_count() // at_once(sweep)))
+    return Job(run_name(arm, seed), settings, where, {"threads": threads})
 
 
-def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises RunError when the folder holds a run with other settings: its figures must not pass for these.
-
-    Both are compared as YAML holds them: lists, not tuples.
-    """
-    if not (folder / "config.yaml").exists():
-        if (folder / "checkpoints" / "progress.json").exists():
-            raise RunError(f"{folder}: a run without its config.yaml; move or delete the folder to run it anew")
-        return
+def outcome(work: Work, arm: Arm, seed: int) -> Outcome:
+    """Returns how a run stands; a figure inside another is called by its path, as `quality/mixture samples/fid`."""
+    path = work.results_dir / work.task / run_name(arm, seed) / "metrics.json"
     try:
-        there = yaml.safe_load((folder / "config.yaml").read_text())
-        other = {name for name, value in settings.items() if not _same(there[name], value)}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None
-    if other:
-        name = min(other)
-        raise RunError(
-            f"{folder}: already a run with {name} {there[name]}, not {settings[name]}; choose another --run-name"
+        metrics = json.loads(path.read_text())
+        return Outcome(arm, seed, "finished", metrics["dataset"]["name"], dict(_numbers(metrics)))
+    except FileNotFoundError:
+        return Outcome(arm, seed, "not finished")
+    except (OSError, ValueError, TypeError, KeyError):
+        return Outcome(arm, seed, "damaged")
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
+    """Returns the figures at the top of metrics.json that all finished runs have."""
+    finished = [one.figures for one in outcomes if one.state == "finished"]
+    return [name for name in finished[0] if "/" not in name and all(name in f for f in finished)] if finished else []
+
+
+def as_csv(outcomes: Sequence[Outcome], columns: Sequence[str]) -> str:
+    """Returns one line a run: what it is, how it stands, and its figures."""
+    rows = [
+        {"arm": one.arm.name, **one.arm.varied, "seed": one.seed, "state": one.state, "dataset": one.dataset}
+        | {name: one.figures.get(name, "") for name in columns}
+        for one in outcomes
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def tables(outcomes: Sequence[Outcome], columns: Sequence[str], baseline: str | None) -> list[Table]:
+    """Returns means over each arm's finished seeds with intervals, and differences from the baseline, seed by seed."""
+    runs: dict[str, dict[int, Mapping[str, float]]] = {one.arm.name: {} for one in outcomes}
+    for one in outcomes:
+        if one.state == "finished":
+            runs[one.arm.name][one.seed] = one.figures
+    unknown = [
+        name
+        for name in columns
+        if not any(name in figures for by_seed in runs.values() for figures in by_seed.values())
+    ]
+    if unknown and any(runs.values()):
+        say(f"warning: columns: no figure in metrics.json is called {', '.join(unknown)}")
+    data = {one.dataset for one in outcomes if one.state == "finished"}
+    caption = "Means over seeds with 95 % bootstrap intervals."
+    if len(data) > 1:
+        caption += f" These runs do not compare: they used different data ({', '.join(sorted(data))})."
+    head = ["arm", "seeds", *columns]
+    rows = [
+        [
+            name,
+            str(len(by_seed)),
+            *(_cell([figures.get(column, math.nan) for figures in by_seed.values()]) for column in columns),
+        ]
+        for name, by_seed in runs.items()
+    ]
+    result = [Table(head, rows, caption)]
+    if baseline is not None:
+        base = runs.pop(baseline)
+        rows = []
+        for name, by_seed in runs.items():
+            both = [seed for seed in by_seed if seed in base]
+            gains = {c: [by_seed[s].get(c, math.nan) - base[s].get(c, math.nan) for s in both] for c in columns}
+            rows.append([name, str(len(both)), *(_cell(gains[column], difference) for column in columns)])
+        caption = (
+            f"Differences from {baseline}, seed by seed, with 95 % bootstrap intervals; bold where they exclude 0."
         )
+        result.append(Table(head, rows, caption))
+    return result
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two settings mean the same: YAML reads 2e-3 as text, which the script reads as the number."""
-    try:
-        return bool(one == other or float(one) == float(other))
-    except (TypeError, ValueError):
-        return False
+def _cell(values: Sequence[float], text: Callable[[stats.Interval], str] = str) -> str:
+    return text(stats.mean(values)) if values and all(map(math.isfinite, values)) else ""
+
+
+if __name__ == "__main__":
+    cli.command(main, Sweep)

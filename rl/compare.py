@@ -22,6 +22,7 @@ from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
+from common.tables import Table, counted, difference
 from rl.figures import band, seed_curves
 
 # Settings that compared runs share, and what a run's metrics.json must say.
@@ -62,18 +63,9 @@ def main(settings: Comparison) -> None:
     if len({path.name for path in settings.runs}) < len(settings.runs):
         raise UsageError("two of the run folders have the same name, by which the comparison calls them")
     arms = [read(path) for path in settings.runs]
-    for arm in arms[1:]:
-        for key in sorted(SAME):
-            if arm.settings[key] != arms[0].settings[key]:
-                ours, theirs = arm.settings[key], arms[0].settings[key]
-                raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
-    differences = {
-        f"{later.name} − {earlier.name}": stats.paired_difference(
-            later.metrics["eval_returns"], earlier.metrics["eval_returns"]
-        )
-        for earlier, later in combinations(arms, 2)
-    }
-    text = table(arms, differences)
+    require_comparable(arms)
+    differences = paired(arms)
+    text = "\n".join(table.markdown() for table in tables(arms, differences))
     record = {
         "arms": {arm.name: arm.metrics for arm in arms},
         "differences": {name: dataclasses.asdict(interval) for name, interval in differences.items()},
@@ -83,6 +75,15 @@ def main(settings: Comparison) -> None:
     write_atomically(settings.output / "figures" / "returns.png", png_bytes(curves(arms)))
     say(text)
     print(settings.output)
+
+
+def require_comparable(arms: Sequence[Arm]) -> None:
+    """Raises RunError for runs of another task, reward, length or other seeds."""
+    for arm in arms[1:]:
+        for key in sorted(SAME):
+            if arm.settings[key] != arms[0].settings[key]:
+                ours, theirs = arm.settings[key], arms[0].settings[key]
+                raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
 
 
 def read(path: Path) -> Arm:
@@ -110,38 +111,44 @@ def read(path: Path) -> Arm:
         raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error!r})") from None
 
 
-def table(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> str:
-    """Returns the figures as Markdown; differences that exclude 0 are bold."""
+def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
+    """Returns the difference in final return of every later arm from every earlier one, seed by seed."""
+    returns = {arm.name: arm.metrics["eval_returns"] for arm in arms}
+    return {
+        f"{one} − {other}": stats.paired_difference(returns[one], returns[other])
+        for other, one in combinations(returns, 2)
+    }
+
+
+def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[Table]:
+    """Returns every arm's figures, and the differences between arms, bold where they exclude 0."""
     first = arms[0].metrics
-    lines = [
-        f"{first['env_id']}, {first['reward']} reward, {len(first['seeds'])} seeds × {first['env_steps']:,} steps; "
-        f"return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
-        "95 % bootstrap intervals",
-        "",
-        "| arm | mean return | interquartile mean | seeds | parameters of the curiosity module |",
-        "|---|---|---|---|---|",
-    ]
+    protocol = (
+        f"{first['env_id']}, {first['reward']} reward, {counted(len(first['seeds']), 'seed')} × {first['env_steps']:,} "
+        f"steps; return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
+        "95 % bootstrap intervals"
+    )
+    rows = []
     for arm in arms:
-        average, middle = (stats.Interval(*_interval(arm.metrics, kind)) for kind in ("mean", "iqm"))
+        middle = stats.Interval(arm.metrics["eval_return_iqm"], *arm.metrics["eval_return_iqm_interval"])
+        average = stats.Interval(arm.metrics["eval_return_mean"], *arm.metrics["eval_return_interval"])
         seeds = ", ".join(f"{value:.0f}" for value in arm.metrics["eval_returns"])
-        parameters = f"{arm.metrics['curiosity_parameters']:,}"
-        lines.append(f"| {arm.name} | {_rounded(average)} | {_rounded(middle)} | {seeds} | {parameters} |")
-    lines += ["", "| difference, paired by seed | mean return |", "|---|---|"]
-    for name, interval in differences.items():
-        mark = "**" if interval.excludes_zero else ""
-        lines.append(f"| {name} | {mark}{_rounded(interval, signed=True)}{mark} |")
-    return "\n".join(lines) + "\n"
+        rows.append([arm.name, str(average), str(middle), seeds, f"{arm.metrics['curiosity_parameters']:,}"])
+    head = ["arm", "mean return", "interquartile mean", "seeds", "parameters of the curiosity module"]
+    gains = [
+        [f"{one} − {other}", difference(differences[f"{one} − {other}"]), str(improvement(arms, one, other))]
+        for other, one in combinations([arm.name for arm in arms], 2)
+    ]
+    return [
+        Table(head, rows, protocol),
+        Table(["difference, paired by seed", "mean return", "probability of improvement"], gains),
+    ]
 
 
-def _interval(metrics: dict[str, Any], kind: str) -> tuple[float, float, float]:
-    low, high = metrics["eval_return_interval" if kind == "mean" else "eval_return_iqm_interval"]
-    return metrics[f"eval_return_{kind}"], low, high
-
-
-def _rounded(interval: stats.Interval, signed: bool = False) -> str:
-    form = "+.0f" if signed else ".0f"
-    low, high = format(interval.low, form), format(interval.high, form)
-    return f"{format(interval.estimate, form)} [{low}, {high}]".replace("-", "−")
+def improvement(arms: Sequence[Arm], one: str, other: str) -> stats.Interval:
+    """Returns the probability that a seed of arm `one` ends above a seed of arm `other`."""
+    returns = {arm.name: arm.metrics["eval_returns"] for arm in arms}
+    return stats.probability_of_improvement([returns[one]], [returns[other]])
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
@@ -157,4 +164,4 @@ def curves(arms: Sequence[Arm]) -> Figure:
 
 
 if __name__ == "__main__":
-    cli.guarded(lambda: main(tyro.cli(Comparison)))
+    cli.command(main, Comparison)

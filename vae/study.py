@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 from annotated_types import Ge
+from joblib import cpu_count
 from torch import Tensor
 
 from common import cli, data, stats
@@ -25,7 +25,8 @@ from common.device import set_up
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, write_atomically
-from common.sweep import Job, options, run_jobs
+from common.jobs import Job, Work, here, options, run_jobs
+from common.tables import Table, counted, difference
 from vae import figures, objective, samplers
 from vae.classifier import judge
 from vae.settings import Settings
@@ -104,17 +105,13 @@ class StudySettings(cli.RunSettings):
     @property
     def at_once(self) -> int:
         """How many trainings run at a time."""
-        return self.processes or (1 if self.device == "cuda" or torch.cuda.is_available() else _cores())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.processes or (1 if self.device == "cuda" or torch.cuda.is_available() else cpu_count())
 
 
 def main(settings: StudySettings) -> None:
     """Runs the study, or what is left of it, and prints its folder."""
     settings.check()
-    device = set_up(settings.device, settings.threads or max(1, _cores() // settings.at_once))
+    device = set_up(settings.device, settings.threads or max(1, cpu_count() // settings.at_once))
     images = data.load(
         settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
     )
@@ -131,7 +128,7 @@ def main(settings: StudySettings) -> None:
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     # Threads change the last digits: a study resumed on another machine keeps those that it began with.
-    threads = run.remembered("threads", lambda: settings.threads or max(1, _cores() // settings.at_once))
+    threads = run.remembered("threads", lambda: settings.threads or max(1, cpu_count() // settings.at_once))
     where = {"data_dir": str(settings.data_dir)} if settings.data_dir is not None else {}
 
     def job(name: str, seed: int) -> Job:
@@ -141,7 +138,7 @@ def main(settings: StudySettings) -> None:
     say(f"2/3 {len(models)} models × {len(seeds)} seeds, {settings.at_once} at a time, in {run.path / 'runs'}")
     seed_by_seed = [job for row in zip(*jobs.values(), strict=True) for job in row]
     script = str(Path(__file__).with_name("train.py"))
-    folders = run_jobs(script, "vae", seed_by_seed, run.path / "runs", processes=settings.at_once)
+    folders = run_jobs(Work(script, "vae", run.path / "runs"), seed_by_seed, here(settings.at_once))
     results = {name: [_metrics(folders[job.name]) for job in row] for name, row in jobs.items()}
 
     say("3/3 comparing and drawing")
@@ -153,7 +150,7 @@ def main(settings: StudySettings) -> None:
     run.figure("samples", figures.sheet_of_samples(pictures, captions, images.caption))
     if claims:
         run.figure("claims", figures.claims(claims, images.caption))
-    text = tables(figures_of, {name: [r["seconds"] for r in rows] for name, rows in results.items()}, claims)
+    text = "\n".join(table.markdown() for table in tables(figures_of, claims))
     write_atomically(run.path / "tables.md", text.encode())
     metrics = {
         "dataset": images.record(),
@@ -172,7 +169,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
     try:
         metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
         metrics["fid_mixture"] = metrics["quality"]["mixture samples"]["fid"]
-        numbers = {key: float(metrics[key]) for key in (*COLUMNS, "seconds")}
+        numbers = {key: float(metrics[key]) for key in COLUMNS}
         return {**numbers, "classifier": metrics["classifier"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'metrics.json'}: damaged ({error}); delete the folder to run it anew") from None
@@ -206,28 +203,24 @@ def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:
 
 def tables(
     models: Mapping[str, Mapping[str, Sequence[float]]],
-    seconds: Mapping[str, Sequence[float]],
     claims: Mapping[str, Mapping[str, Mapping[str, float]]],
-) -> str:
-    """Returns both tables as Markdown: every model's figures, and every claim's differences with their intervals."""
-    count = len(next(iter(seconds.values())))
-    head = ["model", *(heading for heading, _ in COLUMNS.values()), "seconds a run"]
-    lines = [f"Means over {count} seed{'s' * (count > 1)}, nats an image; evaluated on the test images at β = 1.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, values in models.items():
-        cells = [f"{stats.mean(values[key]).estimate:.{digits}f}" for key, (_, digits) in COLUMNS.items()]
-        lines.append(f"| {name} | " + " | ".join([*cells, f"{stats.mean(seconds[name]).estimate:.0f}"]) + " |")
+) -> list[Table]:
+    """Returns every model's figures, and every claim's differences with their intervals."""
+    seeds = counted(len(next(iter(models.values()))["elbo"]), "seed")
+    rows = [
+        [name, *(f"{stats.mean(values[key]).estimate:.{digits}f}" for key, (_, digits) in COLUMNS.items())]
+        for name, values in models.items()
+    ]
+    caption = f"Means over {seeds}, nats an image; evaluated on the test images at β = 1."
+    result = [Table(["model", *(heading for heading, _ in COLUMNS.values())], rows, caption)]
     if claims:
-        lines += ["", f"Differences seed by seed ({count} seeds), mean and 95 % bootstrap interval; * excludes 0.", ""]
-        lines += [
-            "| claim | " + " | ".join(COLUMNS[key][0] for key in COMPARED) + " |",
-            "|---|" + "---|" * len(COMPARED),
+        rows = [
+            [claim, *(difference(stats.Interval(**differences[key])) for key in COMPARED)]
+            for claim, differences in claims.items()
         ]
-        for claim, differences in claims.items():
-            intervals = [stats.Interval(**differences[key]) for key in COMPARED]
-            cells = [f"{interval}{' *' * interval.excludes_zero}" for interval in intervals]
-            lines.append(f"| {claim} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        caption = f"Differences seed by seed ({seeds}), mean and 95 % bootstrap interval; bold where it excludes 0."
+        result.append(Table(["claim", *(COLUMNS[key][0] for key in COMPARED)], rows, caption))
+    return result
 
 
 if __name__ == "__main__":

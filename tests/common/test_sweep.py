@@ -1,94 +1,213 @@
-"""Many runs of a script: skipped when finished, resumed when not, failures told after the others have ended."""
+"""A grid of settings × seeds of one script: which runs it makes, its tables, its failures, and a real Ray cluster."""
 
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from common.errors import RunError
-from common.sweep import Job, options, run_jobs
+from common.errors import RunError, UsageError
+from common.grid import arm_name, arms, read
+from common.jobs import JobsFailed
+from common.sweep import Sweep, main
 
+# A script that keeps the run contract in a line each; `--rate 9` fails, and a run waits while a file `wait` is there.
 SCRIPT = """
-import pathlib, sys
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-if "--resume" in words:
-    run = pathlib.Path(words["--resume"])
+import argparse, json, pathlib, sys, time
+parser = argparse.ArgumentParser()
+for name in ("resume", "results-dir", "run-name", "data-dir", "kind", "weights"):
+    parser.add_argument("--" + name)
+for name in ("rate", "seed", "threads"):
+    parser.add_argument("--" + name, type=float)
+parser.add_argument("--smoke-test", action="store_true")
+words = parser.parse_args()
+here = pathlib.Path(__file__).parent
+run = pathlib.Path(words.resume) if words.resume else pathlib.Path(words.results_dir) / "toy" / words.run_name
+if words.resume:
+    settings = json.loads((run / "config.yaml").read_text())
 else:
-    run = pathlib.Path(words["--results-dir"]) / "toy" / words["--run-name"]
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(f"rate: {words['--rate']}")
-(run / "started").open("a").write(" ".join(sys.argv[1:]) + "\\n")
-if words.get("--rate") == "9" and not (run.parent / "mended").exists():
-    print("working", file=sys.stderr)
-    print("error: the rate is too high", file=sys.stderr)
-    sys.exit(1)
-(run / "metrics.json").write_text("{}")
+    settings = vars(words)
+    (run / "config.yaml").write_text(json.dumps(settings))
+if settings["weights"] and not pathlib.Path(settings["weights"]).exists():
+    sys.exit("error: no such weights")
+while (here / "wait").exists():
+    time.sleep(0.05)
+if settings["rate"] == 9:
+    sys.exit("error: the rate is too high")
+(run / "weights").touch()
+metrics = {"loss": settings["rate"] + settings["seed"], "inner": {"score": 2.0}, "seconds": 1.0, "best": True}
+(run / "metrics.json").write_text(json.dumps(metrics | {"dataset": {"name": settings["kind"] or "toys"}}))
 """
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> str:
-    path = tmp_path / "toy.py"
-    path.write_text(SCRIPT)
-    return str(path)
+def sweep_of(tmp_path: Path) -> Callable[..., Sweep]:
+    """Writes a toy script and a sweep file; returns the command's options."""
+    (tmp_path / "toy").mkdir()
+    script = tmp_path / "toy" / "run.py"
+    script.write_text(SCRIPT)
+
+    def make(grids: Any, options: dict[str, Any] | None = None, **more: Any) -> Sweep:
+        path = tmp_path / "toys.yaml"
+        path.write_text(yaml.safe_dump({"script": str(script), "grids": grids, **more}))
+        return Sweep(path, **{"results_dir": tmp_path / "out", "processes": 2, **(options or {})})
+
+    return make
 
 
-def jobs(*rates: int) -> list[Job]:
-    return [Job(f"rate{rate}", {"rate": rate}) for rate in rates]
+def table(tmp_path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
 
 
-def test_runs_each_once_and_skips_what_is_finished(script: str, tmp_path: Path) -> None:
-    folders = run_jobs(script, "toy", jobs(1, 2, 3), tmp_path, processes=2)
-    again = run_jobs(script, "toy", jobs(1, 2, 3, 4), tmp_path, processes=2)
-    assert again == folders | {"rate4": tmp_path / "toy" / "rate4"}
-    assert all(len((folder / "started").read_text().splitlines()) == 1 for folder in again.values())
+def test_every_combination_with_every_seed_and_one_table(
+    sweep_of: Callable[..., Sweep], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(sweep_of([{"rate": [1, 2], "kind": "toys"}], seeds=[3, 5], columns=["loss", "inner/score"], baseline="rate1"))
+    rows = {(row["arm"], row["seed"]): row for row in table(tmp_path)}
+    assert rows.keys() == {(arm, seed) for arm in ("rate1", "rate2") for seed in ("3", "5")}
+    assert rows["rate2", "5"]["loss"] == "7.0"
+    assert rows["rate2", "5"]["inner/score"] == "2.0"
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| rate1 | 2 | 5.0 [4.0, 6.0] | 2.000 |" in text
+    assert text.splitlines()[-1] == "| rate2 | 2 | +1.000 | +0 |"  # the seeds' own loss is gone in the difference
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'out'}\n"
+    assert "rate2" in captured.err
 
 
-def test_a_failure_is_told_with_its_last_line_and_the_rest_is_done(script: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"1 of 3 runs failed.*rate9: error: the rate is too high"):
-        run_jobs(script, "toy", jobs(9, 1, 2), tmp_path, processes=1)
-    assert (tmp_path / "toy" / "rate2" / "metrics.json").exists()
-    (tmp_path / "toy" / "mended").touch()
-    folders = run_jobs(script, "toy", jobs(9, 1, 2), tmp_path, processes=1)
-    calls = (folders["rate9"] / "started").read_text().splitlines()
-    assert calls[1].startswith("--resume")  # goes on where it stopped
-    assert len((folders["rate1"] / "started").read_text().splitlines()) == 1
+def test_without_columns_all_numbers_at_the_top_are_tabulated(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    main(sweep_of([{"rate": [1]}]))
+    assert list(table(tmp_path)[0]) == ["arm", "rate", "seed", "state", "dataset", "loss", "seconds"]
 
 
-def test_a_run_with_other_settings_is_not_taken_for_this_one(script: str, tmp_path: Path) -> None:
-    run_jobs(script, "toy", [Job("a", {"rate": 1})], tmp_path, processes=1)
-    with pytest.raises(RunError, match="rate 1, not 2"):
-        run_jobs(script, "toy", [Job("a", {"rate": 2})], tmp_path, processes=1)
+def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    later = {"rate": [2, 3], "weights": "{runs}/rate1-seed{seed}/weights"}
+    main(sweep_of([{"rate": [1]}, later], seeds=2))
+    assert {row["state"] for row in table(tmp_path)} == {"finished"}
 
 
-def test_numbers_are_compared_as_numbers_and_places_not_at_all(script: str, tmp_path: Path) -> None:
-    run_jobs(script, "toy", [Job("a", {"rate": 0.002})], tmp_path, processes=1)
-    run_jobs(script, "toy", [Job("a", {"rate": "2e-3"}, {"data_dir": "elsewhere"})], tmp_path, processes=1)
+def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    sweep = sweep_of([{"rate": [1, 9]}], seeds=2)
+    with pytest.raises(JobsFailed, match=r"2 of 4 runs failed.*rate9-seed0: error: the rate is too high"):
+        main(sweep)
+    assert [row["state"] for row in table(tmp_path)] == ["finished", "finished", "not finished", "not finished"]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("rate1*/metrics.json")}
+    with pytest.raises(JobsFailed):
+        main(sweep)
+    assert len(stamps) == 2
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    with pytest.raises(RunError, match="already a run with kind None, not other"):  # other settings, other runs
+        main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
 
 
-def test_a_run_stopped_before_it_wrote_its_settings_starts_anew(script: str, tmp_path: Path) -> None:
-    (tmp_path / "toy" / "rate1").mkdir(parents=True)
-    folders = run_jobs(script, "toy", jobs(1), tmp_path, processes=1)
-    assert (folders["rate1"] / "metrics.json").exists()
+def test_runs_on_different_data_are_called_that(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))
+    assert "do not compare: they used different data (digits, real)" in (tmp_path / "out" / "table.md").read_text()
+    (tmp_path / "out" / "toy" / "real-seed0" / "metrics.json").write_text("{")
+    main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))
+    assert [row["state"] for row in table(tmp_path)] == ["damaged", "finished"]
 
 
-def test_a_resumed_run_is_told_where_the_data_is_now(script: str, tmp_path: Path) -> None:
-    job = Job("rate9", {"rate": 9}, {"data_dir": "here"})
-    with pytest.raises(RunError, match=r"1 of 1 runs failed \("):
-        run_jobs(script, "toy", [job], tmp_path, processes=1)
-    (tmp_path / "toy" / "mended").touch()
-    folder = run_jobs(script, "toy", [Job("rate9", {"rate": 9}, {"data_dir": "there"})], tmp_path, processes=1)["rate9"]
-    assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir there")
+def test_the_shared_settings_give_way_to_the_smoke_test(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    main(sweep_of([{"rate": [1]}], {"smoke_test": True, "data_dir": tmp_path}, shared={"kind": "real"}))
+    settings = yaml.safe_load((tmp_path / "out" / "toy" / "rate1-seed0" / "config.yaml").read_text())
+    assert settings["smoke_test"] is True
+    assert settings["kind"] is None
+    assert settings["data_dir"] == str(tmp_path)
 
 
-def test_settings_as_words() -> None:
-    settings = {"prior_std": 2.0, "hidden": (4, 8), "flip": False, "smoke_test": True, "arch": "fc"}
-    words = ["--prior-std", "2.0", "--hidden", "4", "8", "--no-flip", "--smoke-test", "--arch", "fc"]
-    assert options(settings) == words
+def test_names_of_arms() -> None:
+    assert arm_name({"allocation": "lamp", "sparsity": 0.95, "flip": False}) == "lamp-sparsity0.95-no_flip"
+    assert arm_name({"env_id": "Hopper-v4", "path": "a/b"}) == "Hopper-v4-a_b"
+    assert arm_name({}) == "all"
 
 
-def test_an_interrupted_run_stops_the_sweep(tmp_path: Path) -> None:
-    path = tmp_path / "stopped.py"
-    path.write_text("import sys; sys.exit(130)")
-    with pytest.raises(KeyboardInterrupt):
-        run_jobs(str(path), "toy", jobs(1, 2, 3), tmp_path, processes=1)
-    assert not list((tmp_path / "toy").glob("*/metrics.json"))
+def test_arms_come_in_the_order_of_the_file(sweep_of: Callable[..., Sweep]) -> None:
+    grid = read(sweep_of([{"kind": ["b", "a"], "rate": [2, 1]}]).grid)
+    names = [arm.name for arm in arms(grid, grid.grids[0], smoke_test=False)]
+    assert names == ["b-rate2", "b-rate1", "a-rate2", "a-rate1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"script": "nothing.py"}, "script nothing.py: no such script"),
+        ({"grids": []}, "grids: list should have at least 1 item"),
+        ({"grids": [{"rate": []}]}, "empty list of values for rate"),
+        ({"grids": [{"rate": [1, 1]}]}, "two arms are called rate1"),
+        ({"grids": [{"rate": 1}, {"rate": 2}]}, "two arms are called all"),
+        ({"seeds": 0}, "seeds.*greater than or equal to 1"),
+        ({"baseline": "rate7"}, "baseline rate7: no such arm; there are rate1"),
+        ({"colums": ["loss"]}, "colums: unexpected keyword"),
+    ],
+)
+def test_sweep_files_that_make_no_sense(
+    sweep_of: Callable[..., Sweep], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    sweep = sweep_of([{"rate": [1]}])
+    sweep.grid.write_text(yaml.safe_dump(yaml.safe_load(sweep.grid.read_text()) | change))
+    with pytest.raises(UsageError, match=told):
+        main(sweep)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        main(Sweep(tmp_path / "none.yaml"))
+    for text, told in (("a: [", "cannot be read as YAML"), ("just words", "the file: input should be a dictionary")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UsageError, match=told):
+            main(Sweep(tmp_path / "bad.yaml"))
+    with pytest.raises(UsageError, match="--gpus 1 without --ray"):
+        main(sweep_of([{"rate": [1]}], {"gpus": 1.0}))
+
+
+def test_ctrl_c_leaves_nothing_half_written(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    """The command as typed, stopped while two runs are under way: they go on where they were when it is typed again."""
+    sweep = sweep_of([{"rate": [1, 2, 3]}])
+    (tmp_path / "toy" / "wait").touch()
+    typed = [sys.executable, "-m", "common.sweep", str(sweep.grid), "--results-dir", str(tmp_path / "out")]
+    process = subprocess.Popen([*typed, "--processes", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(list((tmp_path / "out").rglob("config.yaml"))) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted; the same command does what is missing" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").rglob("metrics.json"))
+    (tmp_path / "toy" / "wait").unlink()
+    main(sweep)
+    assert [row["state"] for row in table(tmp_path)] == ["finished"] * 3
+
+
+def test_a_run_does_not_outlive_its_sweep(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    """`kill -9` of the sweep: a run that went on unseen would be in the way of the next attempt."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent died")
+    sweep = sweep_of([{"rate": [1]}])
+    (tmp_path / "toy" / "wait").touch()
+    typed = [sys.executable, "-m", "common.sweep", str(sweep.grid), "--results-dir", str(tmp_path / "out")]
+    process = subprocess.Popen(typed, stderr=subprocess.DEVNULL)
+    wait_for(lambda: bool(list((tmp_path / "out").rglob("config.yaml"))))
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    (tmp_path / "toy" / "wait").unlink()  # it would finish now
+    time.sleep(1)
+    assert not list((tmp_path / "out").rglob("metrics.json"))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Returns once `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

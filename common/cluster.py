@@ -1,0 +1,115 @@
+"""The same runs on a Ray cluster: tasks of a node that dies run again elsewhere, and every run comes back once.
+
+Where the results folder is shared between the machines, an interrupted run goes on from its checkpoint on another node.
+Where it is not, the run starts anew there, and its finished folder is sent back.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from common.errors import RunError, UsageError
+from common.jobs import Job, Place, Work
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the nodes, with the code
+
+
+def on_ray(address: str, *, cpus: int, gpus: float) -> Place:
+    """Returns the place that is a Ray cluster, as many jobs at a time as have `cpus` and `gpus` free for them.
+
+    The code of this checkout is sent along; the nodes need the packages of requirements-ray.txt and the data set.
+    """
+
+    def place(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
+        if not jobs:
+            return
+        ray = _connect(address)
+        marker = shared_marker(work.results_dir)
+        pending: dict[Any, Job] = {}
+        try:
+            _require_room(ray, cpus, gpus)
+            # A node that dies is no fault of the task; a script that fails comes back as its exit status.
+            start = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(_start_on_node)
+            pending = {start.remote(work, job, marker): job for job in jobs}
+            while pending:
+                (ended,), _ = ray.wait(list(pending), num_returns=1)
+                job = pending.pop(ended)
+                status, files = ray.get(ended)
+                if files:
+                    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+                        archive.extractall(work.results_dir, filter="data")
+                yield job, status
+        finally:
+            for ended in pending:
+                ray.cancel(ended)
+            marker.unlink(missing_ok=True)
+            ray.shutdown()
+
+    return place
+
+
+def shared_marker(folder: Path) -> Path:
+    """Returns a new file in `folder`; a node that sees it shares the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".shared-{uuid.uuid4().hex}"
+    marker.touch()
+    return marker
+
+
+def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
+    """Runs the job where Ray put it; returns its exit status and, where the folder is not shared, its files."""
+    import ray
+
+    remark = f"on node {ray.get_runtime_context().get_node_id()}"
+    if marker.exists():
+        return work.start(job, remark), b""
+    with tempfile.TemporaryDirectory() as folder:
+        there = Work(work.script, work.task, Path(folder))
+        status = there.start(job, remark)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.add(folder, arcname=".")
+    return status, buffer.getvalue()
+
+
+def _connect(address: str) -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UsageError("--ray needs Ray: pip install -r requirements-ray.txt") from None
+    code = {"working_dir": str(ROOT), "excludes": NOT_SENT}
+    try:
+        _require_listener(address)
+        ray.init(address=address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RaySystemError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"--ray {address}: no Ray cluster there ({reason}); start one with: ray start --head") from None
+    return ray
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError or ValueError when nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    place = urlsplit(address if "//" in address else f"//{address}")
+    if place.hostname is None or place.port is None:
+        raise ValueError("not an address like HOST:PORT, ray://HOST:10001 or auto")
+    socket.create_connection((place.hostname, place.port), timeout=10).close()
+
+
+def _require_room(ray: Any, cpus: int, gpus: float) -> None:
+    """Raises RunError when no node could ever take a job: Ray would wait for one without a word."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise RunError(f"no node of the cluster has {cpus} CPUs and {gpus:g} GPUs for a run; there are {there}")

@@ -1,0 +1,103 @@
+"""The sweep file: which script, which settings, which seeds, and the arms that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import yaml
+from annotated_types import Ge, MinLen
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from sklearn.model_selection import ParameterGrid
+
+from common.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a sweep file says: which script, which settings, which seeds, and what to tabulate."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    script: str
+    """The script of every run, such as pruning/run.py."""
+    grids: Annotated[list[dict[str, Any]], MinLen(1)]
+    """Setting → its value, or the list of its values: every combination is an arm. One grid after the other, so that a
+    later one may use files of an earlier one: in text, {seed} is the run's seed, {runs} the folder of all runs."""
+    seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1
+    """The seeds of every arm: a list, or how many from 0 on."""
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of all runs; --smoke-test leaves them out."""
+    columns: Annotated[list[str], MinLen(1)] | None = None
+    """Figures of metrics.json to tabulate, such as elbo or quality/mixture samples/fid; none means all at its top."""
+    baseline: str | None = None
+    """Arm that the others are compared with, seed by seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One combination of the grid's settings: its name, and all that its runs are given but their seed."""
+
+    name: str
+    varied: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def read(path: Path) -> Grid:
+    """Returns the sweep file.
+
+    Raises:
+        UsageError: it is missing, not YAML, or says something unknown.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        grid = TypeAdapter(Grid).validate_python(values)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][:2])) or "the file"
+        raise UsageError(
+            f"{path}: {where}: {first['msg'].lower()} (a sweep has script, grids, seeds, shared, …)"
+        ) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not (ROOT / grid.script).is_file():
+        raise UsageError(f"{path}: script {grid.script}: no such script in {ROOT}")
+    return grid
+
+
+def arms(grid: Grid, one: Mapping[str, Any], *, smoke_test: bool) -> list[Arm]:
+    """Returns every combination of one grid's lists; a value that is not a list is the same in all of them."""
+    fixed = {name: value for name, value in one.items() if not isinstance(value, list)}
+    lists = {name: value for name, value in one.items() if isinstance(value, list)}
+    common = {"smoke_test": True} if smoke_test else grid.shared
+    if not all(lists.values()):
+        raise UsageError(f"grids: an empty list of values for {next(n for n, v in lists.items() if not v)}")
+    combinations = [dict(sorted(c.items(), key=lambda item: list(lists).index(item[0]))) for c in ParameterGrid(lists)]
+    return [Arm(arm_name(varied), varied, {**common, **fixed, **varied}) for varied in combinations]
+
+
+def arm_name(varied: Mapping[str, Any]) -> str:
+    """Returns a name for files and tables: words as they are, other values behind the name of their setting."""
+    words = []
+    for name, value in varied.items():
+        if isinstance(value, bool):
+            words.append(name if value else f"no_{name}")
+        else:
+            words.append(value if isinstance(value, str) else f"{name}{value}")
+    return re.sub(r"[^\w.-]+", "_", "-".join(words)) or "all"
+
+
+def require_distinct(names: Sequence[str], baseline: str | None) -> None:
+    """Raises UsageError for two arms of one name, whose runs would be the same folders, or an unknown baseline."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"grids: two arms are called {twice}; put the values that tell them apart in lists")
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"baseline {baseline}: no such arm; there are {', '.join(names)}")

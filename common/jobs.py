@@ -1,0 +1,201 @@
+"""Many runs of one script: finished ones skipped, interrupted ones resumed, failures told after the others ended."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from common.errors import RunError
+
+INTERRUPTED = 130  # exit status of a script that the user stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: the name of its folder and the settings of the script that are not its defaults.
+
+    `where` are settings that may differ when it is resumed: where the data is. `machine` are those that a new run gets
+    from the machine it starts on and keeps from then on: its threads.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The script that every job runs, its task, and where the runs go: `RESULTS_DIR/<task>/<name>`."""
+
+    script: str
+    task: str
+    results_dir: Path
+
+    def folder(self, job: Job) -> Path:
+        """Returns the job's run folder."""
+        return self.results_dir / self.task / job.name
+
+    def log(self, job: Job) -> Path:
+        """Returns the file that holds what the job said."""
+        return self.results_dir / self.task / f"{job.name}.log"
+
+    def start(self, job: Job, remark: str = "") -> int:
+        """Starts the job's process, or goes on with its run, and returns its exit status. `remark` goes to the log."""
+        folder, log = self.folder(job), self.log(job)
+        if (folder / "config.yaml").exists():
+            arguments = ["--resume", str(folder), *options(job.where)]
+        else:
+            if folder.is_dir() and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*")):
+                shutil.rmtree(folder)  # stopped before it wrote its settings: nothing is in it
+            settings = {**job.settings, **job.machine, **job.where}
+            arguments = [*options(settings), "--results-dir", str(self.results_dir), "--run-name", folder.name]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # OpenMP's threads wait busily by default, which takes the core away from the run beside.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        with log.open("a") as file:
+            if remark:
+                print(remark, file=file, flush=True)
+            command = [sys.executable, self.script, *arguments]
+            return subprocess.run(
+                command, stdout=file, stderr=file, check=False, env=environment, preexec_fn=_die_with_parent
+            ).returncode
+
+
+Place = Callable[[Work, Sequence[Job]], Generator[tuple[Job, int], None, None]]
+"""Where jobs run: yields each with its exit status as it ends; closed early, it stops those under way."""
+
+
+class JobsFailed(RunError):
+    """Some runs failed, and the others have ended; `failed` has the last line of each by name."""
+
+    def __init__(self, failed: Mapping[str, str], total: int) -> None:
+        """Tells of `failed` among `total` runs in one line."""
+        lines = "; ".join(f"{name}: {line}" for name, line in failed.items())
+        rest = ", the others are finished" if len(failed) < total else ""
+        super().__init__(f"{len(failed)} of {total} runs failed{rest} ({lines})")
+        self.failed = failed
+
+
+def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
+    """Returns the finished run folders by job name, running what is not finished yet.
+
+    Each job is a process of its own, so that a crash takes nothing else along; what it says goes to its log.
+
+    Raises:
+        JobsFailed: some jobs failed; the same call does what is missing.
+        RunError: a job's folder holds a run with other settings.
+        KeyboardInterrupt: the user stopped it; the runs under way can be resumed.
+    """
+    for job in jobs:
+        _require_same_settings(work.folder(job), job.settings)
+    waiting = [job for job in jobs if not (work.folder(job) / "metrics.json").exists()]
+    failed: dict[str, str] = {}
+    bar = tqdm(desc="runs", total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True)
+    under_way = place(work, waiting)
+    try:
+        for job, status in under_way:
+            if status == INTERRUPTED:
+                raise KeyboardInterrupt
+            if status:
+                failed[job.name] = _last_line(work.log(job))
+            bar.update()
+            bar.set_postfix_str(job.name)
+    finally:
+        under_way.close()
+        bar.close()
+    if failed:
+        raise JobsFailed(failed, len(jobs))
+    return {job.name: work.folder(job) for job in jobs}
+
+
+def here(processes: int) -> Place:
+    """Returns the place that is this machine, `processes` jobs at a time."""
+
+    def place(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
+        stop = threading.Event()
+
+        def run(job: Job) -> tuple[Job, int]:
+            return job, INTERRUPTED if stop.is_set() else work.start(job)
+
+        # Threads, each waiting for a process of its own: the script's.
+        workers = Parallel(
+            n_jobs=processes, backend="threading", return_as="generator_unordered", pre_dispatch=processes
+        )
+        try:
+            yield from workers(delayed(run)(job) for job in jobs)
+        finally:
+            stop.set()
+
+    return place
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Returns settings as the words of a command line."""
+    words: list[str] = []
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, str) or not isinstance(value, Iterable):
+            words += [f"--{option}", str(value)]
+        else:
+            words += [f"--{option}", *map(str, value)]
+    return words
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Has the kernel kill this process when the one that started it is killed, so that no run goes on unseen."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "said nothing")
+
+
+def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises RunError when the folder holds a run with other settings: its figures must not pass for these.
+
+    Both are compared as YAML holds them: lists, not tuples.
+    """
+    if not (folder / "config.yaml").exists():
+        if (folder / "checkpoints" / "progress.json").exists():
+            raise RunError(f"{folder}: a run without its config.yaml; move or delete the folder to run it anew")
+        return
+    try:
+        there = yaml.safe_load((folder / "config.yaml").read_text())
+        other = {name for name, value in settings.items() if not _same(there[name], value)}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None
+    if other:
+        name = min(other)
+        raise RunError(
+            f"{folder}: already a run with {name} {there[name]}, not {settings[name]}; choose another --run-name"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two settings mean the same: YAML reads 2e-3 as text, which the script reads as the number."""
+    try:
+        return bool(one == other or float(one) == float(other))
+    except (TypeError, ValueError):
+        return False

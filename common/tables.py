@@ -1,0 +1,37 @@
+"""Tables as Markdown and as plain rows: what scripts print, studies write and the report shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from common.stats import Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text under a head; a cell in `**` is bold."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def markdown(self) -> str:
+        """Returns the table as Markdown, its caption above."""
+        lines = [*([self.caption, ""] if self.caption else []), _line(self.head), "|" + "---|" * len(self.head)]
+        return "\n".join([*lines, *map(_line, self.rows)]) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def difference(interval: Interval, decimals: int | None = None) -> str:
+    """Returns a difference with its sign and interval, bold where the interval excludes 0."""
+    text = interval.text(decimals, signed=True)
+    return f"**{text}**" if interval.excludes_zero else text
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns `1 seed`, `5 seeds`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
