@@ -31,14 +31,18 @@ class Interval:
             width = self.high - self.low
             scale = width if width > 0 else abs(self.estimate) / 100  # a bare point: four digits of it
             decimals = max(0, 1 - math.floor(math.log10(scale))) if scale > 0 and math.isfinite(scale) else 0
-        form = f"{'+' if signed else ''}.{decimals}f"
-        point, low, high = (format(value, form).replace("-", "−") for value in (self.estimate, self.low, self.high))
-        return point if self.low == self.high else f"{point} [{low}, {high}]"
+        estimate, low, high = (number(value, decimals, signed) for value in (self.estimate, self.low, self.high))
+        return estimate if self.low == self.high else f"{estimate} [{low}, {high}]"
 
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval: the difference is more than its noise. A bare point has none."""
         return self.low < self.high and (self.low > 0 or self.high < 0)
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """Returns a number for a reader, with a minus sign, not a hyphen."""
+    return format(value, f"{'+' if signed else ''}.{decimals}f").replace("-", "−")
 
 
 def mean(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 20_000) -> Interval:

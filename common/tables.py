@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from common.stats import Interval
@@ -20,6 +21,19 @@ class Table:
         """Returns the table as Markdown, its caption above."""
         lines = [*([self.caption, ""] if self.caption else []), _line(self.head), "|" + "---|" * len(self.head)]
         return "\n".join([*lines, *map(_line, self.rows)]) + "\n"
+
+
+def parse(markdown: str) -> list[Table]:
+    """Returns the tables of a file that `Table.markdown` wrote, each with the paragraph above it as its caption."""
+    tables: list[Table] = []
+    caption = ""
+    for paragraph in markdown.strip().split("\n\n"):
+        lines = paragraph.strip().splitlines()
+        if len(lines) > 1 and lines[0].startswith("|") and set(lines[1]) <= set("|-"):
+            cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+            tables.append(Table(cells[0], cells[2:], caption))
+        caption = paragraph.strip()
+    return tables
 
 
 def _line(cells: Iterable[str]) -> str:

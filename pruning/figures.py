@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from common.plotting import COLOURS, MARKERS, figure
+from common.stats import Interval
 from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
@@ -121,6 +122,24 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
         )
     time.set(ylabel="measured time, relative to dense", yscale="log")
     time.legend(loc="upper left")
+    return sheet
+
+
+def accuracy_against_sparsity(
+    curves: Mapping[str, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
+) -> Figure:
+    """Test accuracy of every allocation over the share of weights that is left, with intervals over seeds."""
+    sheet, (axes,) = figure("Accuracy against sparsity", caption, size=(7, 4.4))
+    for (allocation, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
+        below = [100 * (mean.estimate - mean.low) for _, mean in points]
+        above = [100 * (mean.high - mean.estimate) for _, mean in points]
+        axes.errorbar(sparsities, means, [below, above], color=colour, marker=marker, capsize=3, label=allocation)
+    if dense is not None:
+        axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label="dense, trained as long")
+        axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
+    axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
+    axes.legend()
     return sheet
 
 

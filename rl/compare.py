@@ -135,14 +135,20 @@ def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[
         seeds = ", ".join(f"{value:.0f}" for value in arm.metrics["eval_returns"])
         rows.append([arm.name, str(average), str(middle), seeds, f"{arm.metrics['curiosity_parameters']:,}"])
     head = ["arm", "mean return", "interquartile mean", "seeds", "parameters of the curiosity module"]
+    pairs = [(f"{one} − {other}", one, other) for other, one in combinations([arm.name for arm in arms], 2)]
     gains = [
-        [f"{one} − {other}", difference(differences[f"{one} − {other}"]), str(improvement(arms, one, other))]
-        for other, one in combinations([arm.name for arm in arms], 2)
+        [name, difference(differences[name]), reading(differences[name]), str(improvement(arms, one, other))]
+        for name, one, other in pairs
     ]
     return [
         Table(head, rows, protocol),
-        Table(["difference, paired by seed", "mean return", "probability of improvement"], gains),
+        Table(["difference, paired by seed", "mean return", "0 excluded", "probability of improvement"], gains),
     ]
+
+
+def reading(gain: stats.Interval) -> str:
+    """Returns what the interval allows to say: a difference, or none that these seeds can show."""
+    return "yes" if gain.excludes_zero else "no: nothing shown"
 
 
 def improvement(arms: Sequence[Arm], one: str, other: str) -> stats.Interval:

@@ -208,7 +208,7 @@ def tables(
     """Returns every model's figures, and every claim's differences with their intervals."""
     seeds = counted(len(next(iter(models.values()))["elbo"]), "seed")
     rows = [
-        [name, *(f"{stats.mean(values[key]).estimate:.{digits}f}" for key, (_, digits) in COLUMNS.items())]
+        [name, *(stats.number(stats.mean(values[key]).estimate, digits) for key, (_, digits) in COLUMNS.items())]
         for name, values in models.items()
     ]
     caption = f"Means over {seeds}, nats an image; evaluated on the test images at β = 1."

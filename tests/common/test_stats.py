@@ -58,3 +58,60 @@ def test_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
     assert eight.low < eight.estimate < eight.high
     single = stats.interquartile_mean([4.0])
     assert (single.low, single.high) == (4, 4)
+
+
+def test_interquartile_mean_of_tasks_is_that_of_all_runs_together() -> None:
+    """rliable's aggregate_iqm: the trimmed mean of the whole matrix of scores, tasks and seeds alike."""
+    scores = np.random.default_rng(0).normal(size=(3, 8)) + np.array([[0.0], [5.0], [9.0]])
+    ordered = np.sort(scores.ravel())
+    assert stats.interquartile_mean(scores.tolist()).estimate == pytest.approx(ordered[6:18].mean())
+
+
+def test_bootstrap_is_stratified_by_task() -> None:
+    """Two tasks far apart with constant seeds: drawing within a task changes nothing, drawing across would."""
+    point = stats.interquartile_mean([[1.0] * 5, [9.0] * 5])
+    assert (point.low, point.high) == (5, 5)
+    interval = stats.interquartile_mean([[1.0, 1.2, 0.8, 1.1], [9.0, 9.2, 8.8, 9.1]])
+    assert 4.7 < interval.low < interval.estimate < interval.high < 5.4
+
+
+def test_probability_of_improvement_counts_the_pairs_that_are_won() -> None:
+    """rliable's definition: won pairs and half of the drawn ones, over all pairs, averaged over the tasks."""
+    generator = np.random.default_rng(2)
+    ours = [generator.integers(0, 6, size=5).tolist() for _ in range(3)]
+    theirs = [generator.integers(0, 5, size=7).tolist() for _ in range(3)]
+    by_task = [
+        np.mean([(one > other) + 0.5 * (one == other) for one in x for other in y])
+        for x, y in zip(ours, theirs, strict=True)
+    ]
+    interval = stats.probability_of_improvement(ours, theirs)
+    assert interval.estimate == pytest.approx(np.mean(by_task))
+    assert 0 <= interval.low < interval.estimate < interval.high <= 1
+    opposite = stats.probability_of_improvement(theirs, ours)
+    assert opposite.estimate == pytest.approx(1 - interval.estimate)
+
+
+def test_probability_of_improvement_of_clear_cases() -> None:
+    better, worse = [[5.0, 6.0, 7.0]], [[1.0, 2.0]]
+    assert stats.probability_of_improvement(better, worse) == stats.Interval(1, 1, 1)
+    assert stats.probability_of_improvement(worse, worse).estimate == 0.5
+    with pytest.raises(ValueError, match="1 tasks against 2"):
+        stats.probability_of_improvement(better, [[1.0], [2.0]])
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (stats.Interval(717.4, 446.2, 989.9), "717 [446, 990]"),
+        (stats.Interval(0.8768, 0.8751, 0.8790), "0.8768 [0.8751, 0.8790]"),
+        (stats.Interval(-0.31, -0.5, 0.1), "−0.31 [−0.50, 0.10]"),
+        (stats.Interval(0.8768, 0.8768, 0.8768), "0.8768"),
+        (stats.Interval(0, 0, 0), "0"),
+    ],
+)
+def test_intervals_are_written_with_the_digits_they_carry(interval: stats.Interval, text: str) -> None:
+    assert str(interval) == text
+
+
+def test_differences_carry_their_sign() -> None:
+    assert stats.Interval(3.25, 1.0, 5.0).text(1, signed=True) == "+3.2 [+1.0, +5.0]"

@@ -1,0 +1,208 @@
+"""The pruning section of the report: the reference study's figures, and accuracy against sparsity by allocation."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common import stats
+from common.document import Block, Picture, Section, run_details
+from common.folders import Folder, usable
+from common.tables import Table, counted, difference
+from pruning import figures
+
+SHOWN = ("sensitivity", "weights", "outcome", "layers", "training")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What the section needs of a run's settings and metrics."""
+
+    allocation: str
+    schedule: str
+    seed: int
+    epochs: int
+    finetune_epochs: int
+    batch_size: int
+    learning_rate: float
+    finetune_learning_rate: float
+    dense_accuracy: float
+    pruned_accuracy: float
+    finetuned_accuracy: float
+    conv_weights_kept: float
+    compression_ratio: float
+    theoretical_speedup: float
+    dense_bytes: int
+    sparse_bytes: int
+    dataset: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: Folder
+    metrics: Metrics
+
+    @property
+    def sparsity(self) -> float:
+        """The overall fraction of convolution weights that is gone, to a tenth of a per cent."""
+        return round(1 - self.metrics.conv_weights_kept, 3)
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """What runs share that are points of one curve: the data and the training."""
+        m = self.metrics
+        rates = (m.batch_size, m.learning_rate, m.finetune_learning_rate)
+        return (m.dataset.get("name"), m.dataset.get("source"), m.epochs, m.finetune_epochs, m.schedule, *rates)
+
+
+def section(folders: Sequence[Folder]) -> Section:
+    """Returns what the reference study did, what we measured, the comparison of allocations, and every run."""
+    ours = [folder for folder in folders if "allocation" in folder.settings]
+    runs = [Run(folder, metrics) for folder, metrics in usable(ours, Metrics)]
+    blocks: list[Block] = [
+        "The reference study trained VGG11-BN on CIFAR-10 to 87 %, scanned how sensitive each convolution is to "
+        "pruning, pruned by magnitude at .1 .7 .5 .7 .7 .7 .8 .9, which left 23 % of the weights and 41 % accuracy, "
+        "and fine-tuned to 88 % (Han et al. 2015)."
+    ]
+    shown = []
+    reference = [run for run in runs if run.metrics.allocation == "reference" and not run.folder.stand_in_for] or [
+        run for run in runs if run.metrics.allocation == "reference"
+    ]
+    if reference:
+        main = max(reference, key=lambda run: (run.metrics.epochs, -run.metrics.seed))
+        shown = [main.folder.path / "figures" / f"{name}.png" for name in SHOWN]
+        blocks += ["# What the study said, and what we measured", said_and_measured(main), *caution(main.folder)]
+        blocks += [Picture(path.stem, path) for path in shown if path.exists()]
+    for group in comparable(runs):
+        blocks += accuracy_against_sparsity(group)
+    if runs:
+        blocks += ["# All pruning runs", Table(HEAD, [row(run) for run in runs])]
+        blocks += [run_details(run.folder, shown) for run in runs]
+    else:
+        blocks.append("No finished run yet: `python pruning/run.py`.")
+    return Section("Pruning", blocks)
+
+
+def said_and_measured(run: Run) -> Table:
+    """Returns the reference study's figures beside those of one run."""
+    metrics = run.metrics
+    ratio = metrics.dense_bytes / metrics.sparse_bytes
+    rows = [
+        ["dense test accuracy", "87 %", percent(metrics.dense_accuracy)],
+        ["right after pruning", "41 %", percent(metrics.pruned_accuracy)],
+        ["after fine-tuning", "88 %", percent(metrics.finetuned_accuracy)],
+        ["convolution weights kept", "23 %", percent(metrics.conv_weights_kept)],
+        ["compression, all parameters", "", f"{metrics.compression_ratio:.2f}×"],
+        ["multiply-adds saved", "", f"{metrics.theoretical_speedup:.2f}×"],
+        ["file, half precision", "", f"{metrics.sparse_bytes / 1e6:.2f} MB ({ratio:.1f}× smaller)"],
+    ]
+    return Table(["", "the report said", "we measured"], rows, f"{run.folder.name}, seed {run.metrics.seed}")
+
+
+def caution(folder: Folder) -> list[Block]:
+    """Returns a warning where the run used the digits that stand in for CIFAR-10."""
+    return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
+
+
+def comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns the groups of runs that differ in allocation, sparsity and seed alone, with several sparsities."""
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.recipe].append(run)
+    return [group for group in groups.values() if len({run.sparsity for run in group}) > 1]
+
+
+def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
+    """Returns the curve of every allocation and the table of what each loses against the dense control."""
+    dense = {run.metrics.seed: run.metrics.finetuned_accuracy for run in group if run.sparsity == 0}
+    arms: dict[tuple[str, float], dict[int, Run]] = defaultdict(dict)
+    for run in group:
+        if run.sparsity > 0:
+            arms[run.metrics.allocation, run.sparsity][run.metrics.seed] = run
+    curves: dict[str, list[tuple[float, stats.Interval]]] = defaultdict(list)
+    rows = []
+    for (allocation, sparsity), by_seed in sorted(arms.items()):
+        accuracy = stats.mean([run.metrics.finetuned_accuracy for run in by_seed.values()])
+        curves[allocation].append((sparsity, accuracy))
+        both = [seed for seed in by_seed if seed in dense]
+        loss = (
+            stats.paired_difference(
+                [100 * by_seed[s].metrics.finetuned_accuracy for s in both], [100 * dense[s] for s in both]
+            )
+            if both
+            else None
+        )
+        rows.append(
+            [
+                allocation,
+                percent(sparsity, 1),
+                str(len(by_seed)),
+                accuracy_text(accuracy),
+                difference(loss, 2) if loss else "",
+                f"{_mean(by_seed, 'compression_ratio'):.1f}×",
+                f"{_mean(by_seed, 'theoretical_speedup'):.2f}×",
+                f"{_mean(by_seed, 'sparse_bytes') / 1e6:.2f} MB",
+            ]
+        )
+    head = ["allocation", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression", "multiply-adds"]
+    first = group[0].metrics
+    text = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning, {first.schedule} pruning"
+    control = stats.mean(list(dense.values())) if dense else None
+    if control:
+        text += f"; dense control, trained as long: {accuracy_text(control)} % ({counted(len(dense), 'seed')})"
+    caption = f"{first.dataset.get('name')}, {text.split(';')[0]}"
+    if group[0].folder.stand_in_for:
+        caption = f"STAND-IN {caption}"
+    figure = figures.accuracy_against_sparsity(curves, control, caption)
+    table = Table([*head, "file"], rows, f"{text}. Differences seed by seed; bold where the interval excludes 0.")
+    return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table]
+
+
+def _mean(runs: Mapping[int, Run], figure: str) -> float:
+    return statistics.fmean(float(getattr(run.metrics, figure)) for run in runs.values())
+
+
+def percent(fraction: float, decimals: int = 2) -> str:
+    """Returns a fraction in per cent."""
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def accuracy_text(accuracy: stats.Interval) -> str:
+    """Returns an accuracy with its interval in per cent."""
+    return stats.Interval(*(100 * value for value in dataclasses.astuple(accuracy))).text(2)
+
+
+HEAD = [
+    "run",
+    "allocation",
+    "sparsity",
+    "schedule",
+    "seed",
+    "dense",
+    "pruned",
+    "fine-tuned",
+    "compression",
+    "multiply-adds",
+]
+
+
+def row(run: Run) -> list[str]:
+    """Returns a run's line of the table of all runs."""
+    metrics = run.metrics
+    return [
+        f"STAND-IN {run.folder.name}" if run.folder.stand_in_for else run.folder.name,
+        run.metrics.allocation,
+        percent(run.sparsity, 1),
+        metrics.schedule,
+        str(run.metrics.seed),
+        percent(metrics.dense_accuracy),
+        percent(metrics.pruned_accuracy),
+        percent(metrics.finetuned_accuracy),
+        f"{metrics.compression_ratio:.2f}×",
+        f"{metrics.theoretical_speedup:.2f}×",
+    ]

@@ -1,0 +1,89 @@
+"""The curiosity section of the report: learning curves with intervals, paired differences, and every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+from common.document import Block, Picture, Section, run_details
+from common.errors import RunError
+from common.folders import Folder, usable
+from common.plotting import COLOURS
+from common.stats import Interval
+from common.tables import Table
+from rl import compare
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What the section needs of metrics.json, beside what `rl/compare.py` reads."""
+
+    icm: str
+    seeds: list[int]
+    env_steps: int
+    eval_return_mean: float
+    eval_return_interval: tuple[float, float]
+    eval_return_iqm: float
+    eval_return_iqm_interval: tuple[float, float]
+    agent_steps_per_second: float
+
+
+def section(folders: Sequence[Folder]) -> Section:
+    """Returns what the reference study said, the comparison of arms with the same seeds, and every run."""
+    ours = [folder for folder in folders if "icm" in folder.settings]
+    runs = usable(ours, Metrics)
+    blocks: list[Block] = [
+        "The reference study trained SAC with an Intrinsic Curiosity Module (Pathak et al. 2017) on Hopper-v4 and "
+        "found the forward model on a stack of frames “marginally better” than on one. It gave no seeds, no intervals.",
+    ]
+    for group in comparable([folder for folder, _ in runs]):
+        protocol, *tables = compare.tables(group, compare.paired(group))
+        blocks += [f"# {protocol.caption.split(';')[0]}", Picture("return", compare.curves(group)), protocol, *tables]
+    if runs:
+        rows = [row(folder, metrics) for folder, metrics in runs if folder.finished]
+        blocks += ["# All curiosity runs", Table(HEAD, rows)]
+        blocks += [run_details(folder) for folder, _ in runs if folder.finished]
+    else:
+        blocks.append("No finished run yet: `python rl/train_sac_icm.py --icm stacked`.")
+    return Section("Curiosity", blocks)
+
+
+def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
+    """Returns the groups of two to eight runs on the same task with the same seeds; a run that is damaged says so."""
+    groups: dict[tuple[str, ...], list[compare.Arm]] = defaultdict(list)
+    for folder in folders:
+        try:
+            arm = compare.read(folder.path)
+        except RunError as error:
+            folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
+            continue
+        groups[tuple(str(arm.settings[name]) for name in sorted(compare.SAME))].append(arm)
+    return [named_apart(group[: len(COLOURS)]) for group in groups.values() if len(group) > 1]
+
+
+def named_apart(group: Sequence[compare.Arm]) -> list[compare.Arm]:
+    """Returns the arms with names that differ: a number behind those that would be called the same."""
+    names: list[str] = []
+    for arm in group:
+        count = sum(name.split(" (")[0] == arm.name for name in names)
+        names.append(f"{arm.name} ({count + 1})" if count else arm.name)
+    return [dataclasses.replace(arm, name=name) for arm, name in zip(group, names, strict=True)]
+
+
+HEAD = ["run", "curiosity", "task", "reward", "seeds", "steps", "mean return", "interquartile mean", "agent steps/s"]
+
+
+def row(folder: Folder, metrics: Metrics) -> list[str]:
+    """Returns a run's line of the table of all runs."""
+    return [
+        folder.name,
+        metrics.icm,
+        folder.dataset,
+        str(folder.settings.get("reward")),
+        str(len(metrics.seeds)),
+        f"{metrics.env_steps:,}",
+        str(Interval(metrics.eval_return_mean, *metrics.eval_return_interval)),
+        str(Interval(metrics.eval_return_iqm, *metrics.eval_return_iqm_interval)),
+        f"{metrics.agent_steps_per_second:.0f}",
+    ]

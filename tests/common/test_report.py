@@ -1,0 +1,263 @@
+"""The report: what it says of real runs, of damaged ones, and how it behaves in a browser."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common import cli
+from common.folders import find, usable
+from common.report import Report, duration, main
+from common.tables import Table, parse
+
+REFERENCE = Path(__file__).resolve().parent.parent.parent / "results" / "reference"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every kind: committed ones of the three tasks, one on the stand-in, an interrupted one, two damaged."""
+    folder = tmp_path_factory.mktemp("results")
+    for name in ("pruning/sparse98", "rl/none", "rl/stacked", "vae/claims", "vae/fc16"):
+        shutil.copytree(REFERENCE / name, folder / name, ignore=shutil.ignore_patterns("runs"))
+    digits = folder / "pruning" / "on-digits"
+    shutil.copytree(REFERENCE / "pruning", digits, ignore=shutil.ignore_patterns("sparse98", "study"))
+    edit(digits / "metrics.json", lambda metrics: metrics["dataset"].update(name="digits", stand_in_for="cifar10"))
+    (folder / "rl" / "stopped").mkdir()
+    shutil.copy(REFERENCE / "rl" / "none" / "config.yaml", folder / "rl" / "stopped")
+    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "cut-off")
+    (folder / "vae" / "cut-off" / "metrics.json").write_text('{"elbo": -9')
+    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "lacking")
+    edit(folder / "vae" / "lacking" / "metrics.json", lambda metrics: metrics.update(elbo="<script>alert(1)</script>"))
+    (folder / "pruning" / "on-digits" / "figures" / "layers.png").write_bytes(b"no picture")
+    sweep = folder / "sweeps" / "toys"
+    sweep.mkdir(parents=True)
+    (sweep / "table.csv").touch()
+    (sweep / "table.md").write_text(Table(["arm", "loss"], [["a|b", "**+1.0 [0.5, 1.5]**"]], "Means").markdown())
+    return folder
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def page(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("page") / "report.html"
+    main(Report(results, output=output))
+    return output
+
+
+def text_of(page: Path) -> str:
+    """Returns what a reader sees."""
+    return html.unescape(
+        re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>|data:[^\"]+", "", page.read_text(), flags=re.S))
+    )
+
+
+def test_every_run_is_listed_with_its_state(results: Path, page: Path) -> None:
+    states = {folder.name: folder.state for folder in find(results)}
+    assert states["rl/stopped"] == "interrupted"
+    assert states["rl/none"] == "finished"
+    assert states["vae/cut-off"].startswith("damaged: metrics.json")
+    text = " ".join(text_of(page).split())
+    for name in states:
+        assert name in text
+    assert "9 runs, 6 of them finished" in text
+    assert "damaged: elbo: input should be a valid number" in text
+    assert "alert" not in text  # nothing of a damaged run is shown
+
+
+def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
+    text = " ".join(text_of(page).split())
+    assert "dense test accuracy 87 % 87.66 %" in text
+    assert "convolution weights kept 23 % 22.97 %" in text
+    assert "stacked − none +484 [−251, +1473] no: nothing shown" in text
+    assert "conv 16: β-VAE − VAE, N(1, 2²) +318 [+312, +325]" in text
+    assert "a|b +1.0 [0.5, 1.5]" in text  # the sweep's table
+
+
+def test_the_stand_in_is_told_plainly(page: Path) -> None:
+    text = " ".join(text_of(page).split())
+    assert "1 run used the embedded stand-in data, scikit-learn's digits, in place of cifar10" in text.replace(
+        "&#x27;", "'"
+    )
+    assert "STAND-IN pruning/on-digits" in text
+
+
+def test_the_page_needs_nothing_else(page: Path) -> None:
+    source = page.read_text()
+    assert source.count('<img src="data:image/webp;base64,') == source.count("<img") > 10
+    assert not re.search(r'(src|href)="(?!data:image/webp;base64,|#)', source)
+    assert "@import" not in source
+    assert "layers: the figure cannot be read" in source
+    names = re.findall(r'id="([^"]+)"', source)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'href="#([^"]+)"', source)) <= set(names)
+
+
+def test_markdown_has_its_figures_beside_it(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.command(main, Report, [str(results), "--format", "md", "--output", str(tmp_path / "appendix.md")])
+    assert capsys.readouterr().out == f"{tmp_path / 'appendix.md'}\n"
+    text = (tmp_path / "appendix.md").read_text()
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(figures) > 10
+    assert all((tmp_path / figure).is_file() for figure in figures)
+    assert len(figures) == len(set(figures))
+    assert "| stacked − none | +484 [−251, +1473] |" in text
+    assert "## Pruning\n" in text
+
+
+def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
+    """Two seeds: the dense control, and an arm that loses 1 and 2 points to it."""
+    original = json.loads((REFERENCE / "pruning" / "metrics.json").read_text())
+    settings = yaml.safe_load((REFERENCE / "pruning" / "config.yaml").read_text())
+    for seed, dense, pruned in ((0, 0.88, 0.87), (1, 0.90, 0.88)):
+        for name, allocation, kept, accuracy in (("dense", "uniform", 1.0, dense), ("lamp", "lamp", 0.05, pruned)):
+            folder = tmp_path / "pruning" / f"{name}-{seed}"
+            folder.mkdir(parents=True)
+            changed = settings | {"allocation": allocation, "seed": seed, "schedule": "gradual"}
+            (folder / "config.yaml").write_text(yaml.safe_dump(changed))
+            metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    main(Report(tmp_path, format="md"))
+    text = (tmp_path / "report.md").read_text()
+    assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in text
+    assert "| lamp | 95.0 % | 2 | 87.50 [87.00, 88.00] | **−1.50 [−2.00, −1.00]** |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["results", "--output", "results"], "--output results: a folder"),
+        (["results", "--format", "pdf"], "--format"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        cli.command(main, Report, arguments)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "results"]
+
+
+def test_a_folder_without_runs_is_a_page_without_runs(tmp_path: Path) -> None:
+    main(Report(tmp_path))
+    assert "No runs here yet" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", ""),
+        ("metrics.json", "[]"),
+        ("metrics.json", "null"),
+        ("metrics.json", '{"dataset": 7, "dense_accuracy": 1}'),
+        ("config.yaml", "a: ["),
+        ("config.yaml", "words"),
+        ("config.yaml", "allocation: [lamp]\nseed: x"),
+        ("config.yaml", "icm: {}\narch: {}\nmodels: 3"),
+    ],
+)
+def test_whatever_the_damage_there_is_a_page(results: Path, tmp_path: Path, file: str, content: str) -> None:
+    for name in ("pruning/sparse98", "rl/none", "vae/fc16"):
+        shutil.copytree(results / name, tmp_path / "r" / name, ignore=shutil.ignore_patterns("*.png"))
+        (tmp_path / "r" / name / file).write_text(content)
+    main(Report(tmp_path / "r"))
+    assert "0 of them finished" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_metrics_are_checked_before_they_are_used(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Wanted:
+        loss: float
+
+    for name, metrics in (("good", {"loss": 1}), ("bad", {"loss": None})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0")
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+    folders = find(tmp_path)
+    assert [(folder.name, wanted.loss) for folder, wanted in usable(folders, Wanted)] == [("good", 1)]
+    assert {folder.name: folder.finished for folder in folders} == {"good": True, "bad": False}
+
+
+def test_tables_come_back_from_markdown() -> None:
+    tables = [Table(["a", "b"], [["1|2", "**3**"]], "First."), Table(["c"], [["4"], ["5"]])]
+    back = parse("\n".join(table.markdown() for table in tables))
+    assert [(t.head, t.rows) for t in back] == [(t.head, t.rows) for t in tables]
+    assert back[0].caption == "First."
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (4.4, 75, 7325.0, None)] == ["4 s", "1 min 15 s", "2 h 02 min", ""]
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, or a skip where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
+    """Returns the page in a browser window, and the list of what goes wrong in it."""
+    tab = browser.new_context(**context).new_page()
+    problems: list[str] = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(page.as_uri())
+    return tab, problems
+
+
+def test_chromium_shows_it_without_an_error(browser: Any, page: Path) -> None:
+    tab, problems = opened(browser, page)
+    assert tab.title() == "trilab: the study as a whole"
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+    runs = tab.locator("#curiosity table", has_text="agent steps/s")
+    for first in ("717", "1202"):  # up, then down
+        runs.get_by_role("button", name="mean return").click()
+        assert runs.locator("tbody tr").first.locator("td").nth(6).inner_text().startswith(first)
+    tab.get_by_role("link", name="vae/fc16", exact=True).click()
+    assert tab.evaluate("document.getElementById('run-vae-fc16').open")
+    assert problems == []
+
+
+def test_light_and_dark(browser: Any, page: Path) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light, _ = opened(browser, page, color_scheme="light")
+    dark, problems = opened(browser, page, color_scheme="dark")
+    assert light.evaluate(paper) == "rgb(255, 255, 255)"
+    assert dark.evaluate(paper) == "rgb(22, 24, 28)"
+    dark.locator("#theme").click()
+    assert dark.evaluate(paper) == "rgb(255, 255, 255)"
+    assert problems == []
+
+
+def test_on_a_phone_only_tables_scroll_sideways(browser: Any, page: Path) -> None:
+    tab, problems = opened(browser, page, viewport={"width": 360, "height": 740})
+    tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert problems == []

@@ -1,0 +1,122 @@
+"""The VAE section of the report: the sheet of samples, the tables of figures and claims, and every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from common.document import Block, Picture, Section, run_details
+from common.folders import Folder, usable
+from common.stats import number
+from common.tables import Table
+from vae.study import COLUMNS, COMPARED, tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What the section needs of a run's metrics.json."""
+
+    arch: str
+    prior_mean: float
+    prior_std: float
+    latent: int
+    beta: float
+    elbo: float
+    nll: float
+    nll_samples: int
+    kl: float
+    fid: float
+    density: float
+    coverage: float
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A mean difference with its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the section needs of a study's metrics.json."""
+
+    seeds: list[int]
+    models: dict[str, dict[str, list[float]]]
+    claims: dict[str, dict[str, Difference]]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a figure is missing."""
+        if not self.models or any(COLUMNS.keys() - model.keys() for model in self.models.values()):
+            raise ValueError("a model lacks figures")
+        if any(set(COMPARED) - claim.keys() for claim in self.claims.values()):
+            raise ValueError("a claim lacks figures")
+
+
+def section(folders: Sequence[Folder]) -> Section:
+    """Returns what the reference study said, our studies with samples and claims, and every single model."""
+    blocks: list[Block] = [
+        "The reference study trained fully connected, convolutional and β-VAEs on MNIST under the priors N(0, 1) and "
+        "N(1, 2²), and found the β-VAE “significantly better” than the VAE under N(1, 2²). It gave neither its β nor "
+        "what it judged by. All figures below are of the test images at β = 1; FID, density and coverage use a "
+        "classifier trained here and do not compare with FIDs on Inception features."
+    ]
+    shown = []
+    for folder, study in usable([folder for folder in folders if "models" in folder.settings], Study):
+        pictures = [folder.path / "figures" / f"{name}.png" for name in ("samples", "claims")]
+        shown += pictures
+        claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
+        blocks += [f"# Study {folder.name}: {len(study.models)} models", *warning(folder)]
+        blocks += [Picture(path.stem, path) for path in pictures if path.exists()]
+        blocks += tables(study.models, claims)
+    runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
+    if runs:
+        blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs])]
+        blocks += [run_details(folder, shown) for folder, _ in runs]
+    else:
+        blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
+    return Section("Variational autoencoders", blocks)
+
+
+def warning(folder: Folder) -> list[Block]:
+    """Returns a warning where the run used the digits that stand in for MNIST."""
+    return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
+
+
+HEAD = [
+    "run",
+    "network",
+    "prior",
+    "latent",
+    "β",
+    "ELBO",
+    "NLL ≤",
+    "codes",
+    "KL",
+    "FID",
+    "density",
+    "coverage",
+    "images/s",
+]
+
+
+def row(folder: Folder, metrics: Metrics) -> list[str]:
+    """Returns a run's line of the table of single models."""
+    return [
+        f"STAND-IN {folder.name}" if folder.stand_in_for else folder.name,
+        metrics.arch,
+        f"N({metrics.prior_mean:g}, {metrics.prior_std:g}²)",
+        str(metrics.latent),
+        f"{metrics.beta:g}",
+        number(metrics.elbo, 2),
+        f"{metrics.nll:.2f}",
+        str(metrics.nll_samples),
+        f"{metrics.kl:.2f}",
+        f"{metrics.fid:.0f}",
+        f"{metrics.density:.2f}",
+        f"{metrics.coverage:.2f}",
+        f"{metrics.images_per_second:.0f}",
+    ]
