@@ -17,6 +17,7 @@ from rl.settings import RewardKind
 
 Array = NDArray[np.float32]
 SPARSE_DISTANCE = 1.0  # metres ahead of the start after which the sparse reward pays
+MOVES = (0, 2)  # MuJoCo's free and sliding joints: of such a root the first coordinate is its place along x
 # What MuJoCo derived in the last step and some tasks read at the start of the next one.
 DERIVED = ("xpos", "xipos")
 
@@ -62,6 +63,9 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
         raise UsageError(f"--env-id {env_id}: observations are {observations}; a vector is needed, as in Hopper-v4")
     if reward == "sparse":
+        model = env.unwrapped.model
+        if model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
+            raise UsageError(f"--reward sparse with --env-id {env_id}: nothing there can walk ahead, as Hopper-v4 can")
         env = SparseReward(env)
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.device import random_stream
 from common.errors import RunError
-from common.experiment import Run, require_finite
+from common.experiment import Run, require_finite, say
 from common.files import load_state, save_state
 from rl.envs import Environments
 from rl.replay import Batch, Replay
@@ -156,6 +156,8 @@ class Lockstep:
         """
         path = self.checkpoint = checkpoint(run)
         if not path.exists():
+            if run.settings.resume is not None:
+                say(f"    {path} is not there: training starts at step 0")
             return
         state = load_state(path)
         try:
@@ -185,7 +187,7 @@ def _replay_folder(run: Run) -> Path:
 
 def forget_replay(run: Run) -> None:
     """Deletes the saved transitions: the training is over."""
-    for file in _replay_folder(run).glob("*.safetensors"):
+    for file in _replay_folder(run).glob("*.pt"):
         file.unlink()
     if _replay_folder(run).exists():
         _replay_folder(run).rmdir()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RunError
-from common.files import load_weights, save_weights
+from common.files import load_state, save_state
 
 
 class Batch(NamedTuple):
@@ -91,7 +91,7 @@ class Replay:
         since = max(since, self.steps - self.capacity)
         positions = torch.arange(since, self.steps, device=self.rows.device) % self.capacity
         segment = {"rows": self.rows[:, positions], "age": self._age, "since": torch.tensor(since)}
-        save_weights(folder / f"{self.steps:012d}.safetensors", segment)
+        save_state(folder / f"{self.steps:012d}.pt", segment)
 
     def forget_segments(self, folder: Path) -> None:
         """Deletes files that the ring has outlived: not before the checkpoint that no longer needs them is written."""
@@ -107,7 +107,7 @@ class Replay:
         """
         expected = max(0, steps - self.capacity)
         for file in (file for file in _segments(folder) if int(file.stem) <= steps):
-            segment, stop = load_weights(file), int(file.stem)
+            segment, stop = load_state(file), int(file.stem)
             if not segment.keys() >= {"rows", "age", "since"} or int(segment["since"]) > expected:
                 break
             positions = torch.arange(int(segment["since"]), stop, device=self.rows.device) % self.capacity
@@ -121,4 +121,4 @@ class Replay:
 
 
 def _segments(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.safetensors") if file.stem.isdigit())
+    return sorted(file for file in folder.glob("*.pt") if file.stem.isdigit())

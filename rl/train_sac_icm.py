@@ -144,7 +144,7 @@ def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
         "evaluations_averaged": final,
         "last_eval_returns": [curve[-1] for curve in curves],
         "agent_steps_per_second": statistics.median(run.history("train")["agent_steps_per_second"]),
-        "curiosity_parameters": sum(p.numel() for p in curiosity.parameters()) // settings.num_seeds
+        "curiosity_parameters": sum(p.numel() for p in curiosity.parameters() if p.requires_grad) // settings.num_seeds
         if curiosity
         else 0,
     }

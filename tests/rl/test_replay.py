@@ -103,27 +103,31 @@ def test_a_checkpoint_writes_what_is_new_and_drops_what_is_forgotten(tmp_path: P
         replay.add(state, state, state, state[:, 0], torch.zeros(1), torch.zeros(1, dtype=torch.bool))
         if t % 4 == 0:
             replay.save_segment(tmp_path, t - 4)
-            assert t <= 8 or (tmp_path / f"{t - 8:012d}.safetensors").exists()  # until the checkpoint is written
+            assert t <= 8 or (tmp_path / f"{t - 8:012d}.pt").exists()  # until the checkpoint is written
             replay.forget_segments(tmp_path)
-            sizes.append((tmp_path / f"{t:012d}.safetensors").stat().st_size)
+            sizes.append((tmp_path / f"{t:012d}.pt").stat().st_size)
     assert len(set(sizes)) == 1  # not more, however much there is
     assert [int(file.stem) for file in sorted(tmp_path.iterdir())] == [20, 24]
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "another shape"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "one bit", "another shape"])
 def test_damaged_segments_are_told(damage: str, tmp_path: Path) -> None:
     replay, state = Replay(1, 100, 1, 1, CPU), torch.zeros(1, 1)
     for t in range(1, 9):
         replay.add(state, state, state, state[:, 0], torch.zeros(1), torch.zeros(1, dtype=torch.bool))
         if t % 4 == 0:
             replay.save_segment(tmp_path, t - 4)
-    first = tmp_path / f"{4:012d}.safetensors"
+    first = tmp_path / f"{4:012d}.pt"
     if damage == "missing":
         first.unlink()
     if damage == "truncated":
         first.write_bytes(first.read_bytes()[:-3])
+    if damage == "one bit":
+        content = bytearray(first.read_bytes())
+        content[len(content) // 2] ^= 1
+        first.write_bytes(content)
     fresh = Replay(1, 100, 3 if damage == "another shape" else 1, 1, CPU)
-    with pytest.raises(RunError, match=r"missing or damaged|not a readable"):
+    with pytest.raises(RunError, match=r"missing or damaged|damaged checkpoint"):
         fresh.load_segments(tmp_path, 8)
 
 
