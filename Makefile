@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench report clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -21,14 +21,18 @@ help: ## this list
 	$(BIN)/python -m pip install -r requirements-bench.txt
 	touch $@
 
-demo: .venv/installed ## a short run of the experiments; prints where the results are
-	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml
-	$(BIN)/python vae/train.py --config configs/vae/quick.yaml
-	$(BIN)/python rl/train_sac_icm.py --config configs/rl/quick.yaml
-	@echo "Results: the three folders above. The whole studies: $(BIN)/python pruning/run.py,"
+demo: .venv/installed ## a short run of the experiments, and the page that shows what came out
+	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml --results-dir results/demo
+	$(BIN)/python vae/train.py --config configs/vae/quick.yaml --results-dir results/demo
+	$(BIN)/python rl/train_sac_icm.py --config configs/rl/quick.yaml --results-dir results/demo
+	@echo "The whole studies: $(BIN)/python pruning/run.py,"
 	@echo "$(BIN)/python vae/study.py --config configs/vae/study_reference.yaml"
 	@echo "and $(BIN)/python rl/train_sac_icm.py --config configs/rl/stacked.yaml"
-	@echo "TensorBoard: $(BIN)/tensorboard --logdir results"
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir results. The report of these runs, to open in a browser:"
+	@$(BIN)/python -m common.report results/demo
+
+report: .venv/installed ## one page of the committed reference results: results/report.html
+	$(BIN)/python -m common.report results/reference --output results/report.html
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
