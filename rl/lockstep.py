@@ -104,8 +104,9 @@ class Lockstep:
         """Returns what was measured since the last call, averaged, and diagnostics: name → a value for each agent."""
         rows = {name: (value / self.summed).tolist() for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
-        if self.sac.curiosity is not None:
-            measured = self.sac.curiosity.diagnostics(self.replay.sample(self._newest(), self.settings.window))
+        diagnostics = getattr(self.sac.curiosity, "diagnostics", None)  # a module need not have any
+        if diagnostics is not None:
+            measured = diagnostics(self.replay.sample(self._newest(), self.settings.window))
             rows |= {name: value.tolist() for name, value in measured.items()}
         recent = [
             float(np.mean(r)) if r else float(now) for r, now in zip(self.recent, self.running_return, strict=True)

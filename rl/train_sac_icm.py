@@ -152,7 +152,7 @@ def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
 
 def model_title(settings: Settings) -> str:
     """Returns the agents in words, for figures."""
-    name = NAMES[settings.icm]
+    name = NAMES.get(settings.icm, f"SAC + {settings.icm}")
     if settings.icm == "stacked":
         name += f" of {settings.stack}"
     return f"{name}, {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}"
