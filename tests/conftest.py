@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,3 +51,35 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
         return int(str(stop.value.code)), error
 
     return run
+
+
+@pytest.fixture
+def killed() -> Callable[[Sequence[str], Path, str], Path]:
+    """Runs a command as typed and kills it, `kill -9`, half a second after its first checkpoint; returns its run."""
+
+    def run(command: Sequence[str], results: Path, checkpoint: str) -> Path:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while not (found := list(results.glob(f"*/*/checkpoints/{checkpoint}"))):
+            assert process.poll() is None, "ended before its first checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return found[0].parent.parent
+
+    return run
+
+
+@pytest.fixture
+def unchanged_by_resume(capsys: pytest.CaptureFixture[str]) -> Callable[[Any, Any, Path], None]:
+    """Resumes a complete run, which must print its folder and touch nothing."""
+
+    def resume(main: Any, settings: Any, run: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        cli.run(main, settings, ["--resume", str(run)])
+        assert capsys.readouterr().out == f"{run}\n"
+        assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+    return resume

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from pruning.sparse_file import load_sparse
 from pruning.vgg import VGG11
 
 Refused = Callable[..., tuple[int, str]]
+Killed = Callable[[Sequence[str], Path, str], Path]
+Unchanged = Callable[[Any, Any, Path], None]
 COMMAND = [sys.executable, "pruning/run.py"]
 
 
@@ -82,17 +83,8 @@ def test_saved_networks_are_what_the_metrics_say(smoke: Path) -> None:
     assert metrics["dense_bytes"] == (smoke / "checkpoints" / "dense.safetensors").stat().st_size
 
 
-def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen([*COMMAND, "--smoke-test", "--results-dir", str(tmp_path)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("pruning/*/checkpoints/dense.state.pt")):
-        assert process.poll() is None, "ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)  # into the next epoch
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (run,) = (tmp_path / "pruning").iterdir()
+def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path, killed: Killed) -> None:
+    run = killed([*COMMAND, "--smoke-test", "--results-dir", str(tmp_path)], tmp_path, "dense.state.pt")
     assert not (run / "checkpoints" / "dense.safetensors").exists()
     done = study("--resume", str(run))
     assert "going on after epoch" in done.stderr
@@ -123,11 +115,8 @@ def test_resume_on_other_images_is_refused(smoke: Path, tmp_path: Path, refused:
     assert "elsewhere" in line
 
 
-def test_resuming_a_complete_run_changes_nothing(smoke: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
-    done = study("--resume", str(smoke))
-    assert done.stdout.splitlines()[-1] == str(smoke)
-    assert before == {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resume: Unchanged) -> None:
+    unchanged_by_resume(main, Settings, smoke)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,9 @@
 import csv
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,8 @@ from rl.train_sac_icm import main
 COMMAND = [sys.executable, "rl/train_sac_icm.py"]
 QUICK = ["--smoke-test", "--env-steps", "500", "--eval-every", "500", "--eval-episodes", "1", "--num-seeds", "1"]
 Refused = Callable[..., tuple[int, str]]
+Killed = Callable[[Sequence[str], Path, str], Path]
+Unchanged = Callable[[Any, Any, Path], None]
 
 
 def train(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -106,17 +106,9 @@ def test_saved_agents_are_those_that_were_evaluated(smoke: Path) -> None:
     np.testing.assert_allclose(returns, metrics_of(smoke)["last_eval_returns"], rtol=1e-6)
 
 
-def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, killed: Killed) -> None:
     arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path)]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    run, deadline = tmp_path / "rl" / "smoke", time.monotonic() + 240
-    while not (run / "checkpoints" / "agents.state.pt").exists():
-        assert process.poll() is None, "ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.5)  # on from there
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run = killed([*COMMAND, *arguments], tmp_path, "agents.state.pt")
     assert not (run / "checkpoints" / "agents.safetensors").exists()
     train("--resume", str(run))
     ours, unbroken = (load_weights(r / "checkpoints" / "agents.safetensors") for r in (run, smoke))
@@ -129,11 +121,8 @@ def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path) ->
             }
 
 
-def test_resuming_a_complete_run_changes_nothing(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
-    cli.run(main, Settings, ["--resume", str(smoke)])
-    assert capsys.readouterr().out == f"{smoke}\n"
-    assert before == {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resume: Unchanged) -> None:
+    unchanged_by_resume(main, Settings, smoke)
 
 
 @pytest.mark.parametrize(
