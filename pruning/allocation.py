@@ -113,7 +113,7 @@ def _by_score(weights: Mapping[str, Tensor], sparsity: float, score: Callable[[T
     with torch.no_grad():
         scores = torch.cat([score(weight.flatten()) for weight in weights.values()])
         layer = torch.cat([torch.full((w.numel(),), i, device=w.device) for i, w in enumerate(weights.values())])
-        lowest = scores.topk(pruned_count(len(scores), sparsity), largest=False).indices
+        lowest = scores.topk(pruned_count(len(scores), sparsity), largest=False, sorted=False).indices
         counts = layer[lowest].bincount(minlength=len(weights)).tolist()
     return _whole_weights(weights, {n: c / w.numel() for c, (n, w) in zip(counts, weights.items(), strict=True)})
 

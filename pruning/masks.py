@@ -19,7 +19,7 @@ def pruned_count(weights: int, sparsity: float) -> int:
 def mask_from_scores(scores: Tensor, sparsity: float) -> Tensor:
     """Returns the mask that drops the fraction `sparsity` of lowest scores, exactly so many also among equal ones."""
     flat = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False)
+    lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False, sorted=False)
     flat[lowest.indices] = False
     return torch.empty_like(scores, dtype=torch.bool).copy_(flat.view(scores.shape))  # in the weight's memory format
 

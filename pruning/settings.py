@@ -21,11 +21,11 @@ class Settings(RunSettings):
 
     smoke: ClassVar[dict[str, Any]] = {
         "dataset": "digits",
-        "epochs": 3,
+        "epochs": 2,
         "batch_size": 32,
         "learning_rate": 0.02,
         "finetune_epochs": 1,
-        "scan_images": 60,
+        "scan_images": 40,
     }
 
     dataset: Literal["auto", "cifar10", "digits"] = "auto"

@@ -26,6 +26,12 @@ def real_data_dir() -> Path:
     pytest.skip("no real data: set DATA_DIR")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in a test whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
