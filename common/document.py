@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,13 +62,13 @@ def details_in(blocks: Sequence[Block]) -> Iterator[Details]:
 def run_details(folder: Folder, shown: Sequence[Path] = ()) -> Details:
     """Returns a run's figures, those in `shown` left out, and the settings that it ran with."""
     pictures = [Picture(path.stem.replace("_", " "), path) for path in folder.figures if path not in shown]
-    settings = Table(["setting", "value"], [[name, str(value)] for name, value in folder.settings.items()])
+    settings = Table(["setting", "value"], [[str(name), repr(value)] for name, value in folder.settings.items()])
     return Details(folder.name, [*pictures, Details("settings", [settings])], run_link(folder))
 
 
 def run_link(folder: Folder) -> str:
     """Returns the name by which links find a run's details."""
-    return f"run-{anchor(folder.name)}"
+    return f"run-{anchor(folder.name)}-{zlib.crc32(folder.name.encode(errors='replace')):08x}"
 
 
 # -- HTML -------------------------------------------------------------------------------------------------------------
@@ -84,6 +85,7 @@ def as_html(sections: Sequence[Section]) -> str:
 
 
 def anchor(title: str) -> str:
+    """Returns a title as a name for links and files."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
@@ -127,7 +129,7 @@ def _picture_html(picture: Picture) -> str:
         image = Image.open(io.BytesIO(_png(picture)))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", lossless=True, method=2)  # two thirds of the PNG, pixel for pixel
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         return f'<p class="warning">{html.escape(f"{picture.title}: the figure cannot be read ({error})")}</p>'
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     title = html.escape(picture.title)
@@ -156,16 +158,19 @@ def as_markdown(sections: Sequence[Section], output: Path) -> str:
 
 def _block_markdown(block: Block, folder: Path, name: str) -> Iterator[str]:
     if isinstance(block, str):
-        yield f"#{'#' * 2} {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
+        yield f"### {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
     elif isinstance(block, Table):
         yield block.markdown().rstrip()
     elif isinstance(block, Picture):
         file = folder / f"{name}-{anchor(block.title)}.png"
         try:
-            write_atomically(file, _png(block))
+            content = _png(block)
+            Image.open(io.BytesIO(content)).verify()
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+            yield f"{block.title}: the figure cannot be read"
+        else:
+            write_atomically(file, content)
             yield f"![{block.title}]({folder.name}/{file.name})"
-        except FileNotFoundError:
-            yield f"{block.title}: the figure is missing"
     else:
         yield f"### {block.title}"
         for index, inner in enumerate(block.blocks):

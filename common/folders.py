@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+FINITE = ConfigDict(allow_inf_nan=False)  # for the dataclasses that `usable` fills
 
 
 @dataclasses.dataclass
@@ -62,19 +63,32 @@ def usable(folders: Sequence[Folder], kind: type[T]) -> list[tuple[Folder, T]]:
     for folder in folders:
         if folder.finished:
             try:
-                result.append((folder, TypeAdapter(kind).validate_python({**folder.settings, **folder.metrics})))
+                # As JSON, which has no lists and tuples to tell apart, and strictly: "1" is no number.
+                text = json.dumps({**folder.settings, **folder.metrics}, default=str)
+                result.append((folder, TypeAdapter(kind).validate_json(text, strict=True)))
             except ValidationError as error:
                 first = error.errors()[0]
                 folder.state = f"damaged: {'/'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            except (ValueError, RecursionError) as error:
+                folder.state = f"damaged: {_one_line(error)}"
     return result
 
 
 def _run_folders(results: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(results):
+    closed: list[Path] = []
+    for parent, folders, files in os.walk(results, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if name not in ("checkpoints", "figures") and not name.startswith(".")]
         path = Path(parent)
-        if "config.yaml" in files or (path / "checkpoints" / "progress.json").exists():
+        if "config.yaml" in files or ("metrics.json" in files and "history.csv" in files) or _has_progress(path):
             yield path
+    yield from closed  # _read tells why
+
+
+def _has_progress(path: Path) -> bool:
+    try:
+        return (path / "checkpoints" / "progress.json").exists()
+    except OSError:
+        return True
 
 
 def _read(path: Path, name: str) -> Folder:

@@ -16,6 +16,8 @@ from sklearn.model_selection import ParameterGrid
 from common.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the sweep itself gives every run.
+NOT_FOR_A_GRID = {"seed", "run_name", "results_dir", "resume", "config", "smoke_test", "data_dir", "threads"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,12 @@ def read(path: Path) -> Grid:
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not (ROOT / grid.script).is_file():
+    for settings in (grid.shared, *grid.grids):
+        if taken := NOT_FOR_A_GRID & settings.keys():
+            raise UsageError(f"{path}: {min(taken)} is not for a grid to set: the sweep sets it")
+    if isinstance(grid.seeds, list) and len(set(grid.seeds)) < len(grid.seeds):
+        raise UsageError(f"{path}: seeds: the same seed twice")
+    if Path(grid.script).suffix != ".py" or not (ROOT / grid.script).is_file():
         raise UsageError(f"{path}: script {grid.script}: no such script in {ROOT}")
     return grid
 

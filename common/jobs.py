@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -102,7 +103,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
     """
     for job in jobs:
         _require_same_settings(work.folder(job), job.settings)
-    waiting = [job for job in jobs if not (work.folder(job) / "metrics.json").exists()]
+    waiting = [job for job in jobs if not _is_finished(work.folder(job))]
     failed: dict[str, str] = {}
     bar = tqdm(desc="runs", total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True)
     under_way = place(work, waiting)
@@ -167,6 +168,14 @@ def _die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _is_finished(folder: Path) -> bool:
+    """Whether the run's metrics.json is there and whole; the script itself tells of a damaged one."""
+    try:
+        return isinstance(json.loads((folder / "metrics.json").read_text()), dict)
+    except (OSError, ValueError):
+        return False
+
+
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n")
     return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "said nothing")
@@ -189,7 +198,7 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if other:
         name = min(other)
         raise RunError(
-            f"{folder}: already a run with {name} {there[name]}, not {settings[name]}; choose another --run-name"
+            f"{folder}: already a run with {name} {there[name]}, not {settings[name]}; choose another name or folder"
         )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def main(options: Report) -> None:
     linked = {details.link for section in tasks for details in details_in(section.blocks)}
     sections = [overview(folders), *tasks, *sweeps(options.results), index(folders, linked)]
     text = as_html(sections) if options.format == "html" else as_markdown(sections, output)
-    write_atomically(output, text.encode())
+    write_atomically(output, text.encode(errors="replace"))
     finished = sum(folder.finished for folder in folders)
     say(f"{counted(len(folders), 'run')}, {finished} finished, {output.stat().st_size / 1e6:.1f} MB")
     print(output)
@@ -61,7 +62,20 @@ def main(options: Report) -> None:
 def task_sections(folders: Sequence[Folder]) -> list[Section]:
     """Returns what every package with a `report.py` has to say: its `section(folders)`."""
     modules = [importlib.import_module(f"{path.parent.name}.report") for path in sorted(ROOT.glob("*/report.py"))]
-    return [module.section(folders) for module in modules if hasattr(module, "section")]
+    return [section_of(module.section, folders) for module in modules if hasattr(module, "section")]
+
+
+def section_of(section: Callable[[Sequence[Folder]], Section], folders: Sequence[Folder]) -> Section:
+    """Returns a task's section; a run that it cannot digest, whatever the reason, is called damaged and left out."""
+    try:
+        return section(folders)
+    except Exception:
+        for folder in folders:
+            try:
+                section([folder])
+            except Exception as error:
+                folder.state = f"damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return section([folder for folder in folders if not folder.state.startswith("damaged")])
 
 
 def overview(folders: Sequence[Folder]) -> Section:
@@ -85,7 +99,7 @@ def sweeps(results: Path) -> list[Section]:
     """Returns the tables of every sweep, if there are any."""
     blocks: list[Block] = []
     for path in sorted(results.rglob("table.md")):
-        if path.with_name("table.csv").exists():
+        if path.is_file() and path.with_name("table.csv").exists():
             blocks += [f"# {path.parent.relative_to(results)}", *parse(path.read_text(errors="replace"))]
     return [Section("Sweeps", blocks)] if blocks else []
 
@@ -110,7 +124,7 @@ def index(folders: Sequence[Folder], linked: Container[str]) -> Section:
 
 def duration(seconds: Any) -> str:
     """Returns seconds as a reader says them."""
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

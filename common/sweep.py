@@ -21,10 +21,10 @@ from joblib import cpu_count
 
 from common import cli, stats
 from common.cluster import on_ray
-from common.errors import UsageError
+from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import write_atomically
-from common.grid import ROOT, Arm, arms, read, require_distinct
+from common.grid import ROOT, Arm, Grid, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, here, run_jobs
 from common.tables import Table, counted, difference
 
@@ -34,7 +34,7 @@ class Sweep:
     """Run a grid of settings × seeds, skipping what is finished, and tabulate the results."""
 
     grid: tyro.conf.Positional[Path]
-    """The sweep file (configs/*/study*.yaml are examples)."""
+    """The sweep file; configs/pruning/study.yaml is an example."""
     results_dir: Path | None = None
     """Folder for the runs and the table; none means results/sweeps/<name of the file>."""
     data_dir: Path | None = None
@@ -80,6 +80,7 @@ def main(sweep: Sweep) -> None:
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
+    require_same_arms(results / "arms.json", everything)
     failed: dict[str, str] = {}
     try:
         for stage in stages:
@@ -88,16 +89,43 @@ def main(sweep: Sweep) -> None:
                 run_jobs(work, jobs, place(sweep))
             except JobsFailed as error:
                 failed |= error.failed
-    finally:
-        outcomes = [outcome(work, arm, seed) for arm in everything for seed in seeds]
-        columns = grid.columns or shared_numbers(outcomes)
-        write_atomically(results / "table.csv", as_csv(outcomes, columns).encode())
-        text = "\n".join(table.markdown() for table in tables(outcomes, columns, grid.baseline))
-        write_atomically(results / "table.md", text.encode())
+    except KeyboardInterrupt:
+        tabulate(work, everything, seeds, grid)
+        raise
+    text = tabulate(work, everything, seeds, grid)
     say(text)
     print(results)
     if failed:
-        raise JobsFailed(failed, len(outcomes))
+        raise JobsFailed(failed, len(everything) * len(seeds))
+
+
+def require_same_arms(path: Path, everything: Sequence[Arm]) -> None:
+    """Keeps the arms' settings in `path`, and raises RunError where an arm of that name had others before.
+
+    A run's own config.yaml does not show what was once set and now is left to its default.
+    """
+    try:
+        before = json.loads(path.read_text())
+        known = dict(before)
+    except FileNotFoundError:
+        known = {}
+    except (OSError, ValueError, TypeError):
+        raise RunError(f"{path}: damaged; delete it if the sweep file has not changed") from None
+    for arm in everything:
+        settings = json.loads(json.dumps(dict(arm.settings), default=str))
+        if known.setdefault(arm.name, settings) != settings:
+            raise RunError(f"{path}: arm {arm.name} had other settings there; choose another --results-dir")
+    write_atomically(path, json.dumps(known, indent=1).encode())
+
+
+def tabulate(work: Work, everything: Sequence[Arm], seeds: Sequence[int], grid: Grid) -> str:
+    """Writes table.csv and table.md of the runs as they stand, and returns the latter."""
+    outcomes = [outcome(work, arm, seed) for arm in everything for seed in seeds]
+    columns = grid.columns or shared_numbers(outcomes)
+    write_atomically(work.results_dir / "table.csv", as_csv(outcomes, columns).encode())
+    text = "\n".join(table.markdown() for table in tables(outcomes, columns, grid.baseline))
+    write_atomically(work.results_dir / "table.md", text.encode())
+    return text
 
 
 def place(sweep: Sweep) -> Place:
@@ -135,7 +163,9 @@ def outcome(work: Work, arm: Arm, seed: int) -> Outcome:
     path = work.results_dir / work.task / run_name(arm, seed) / "metrics.json"
     try:
         metrics = json.loads(path.read_text())
-        return Outcome(arm, seed, "finished", metrics["dataset"]["name"], dict(_numbers(metrics)))
+        source = metrics["dataset"]
+        data = f"STAND-IN {source['name']}" if source.get("stand_in_for") else source["name"]
+        return Outcome(arm, seed, "finished", data, dict(_numbers(metrics)))
     except FileNotFoundError:
         return Outcome(arm, seed, "not finished")
     except (OSError, ValueError, TypeError, KeyError):
@@ -159,8 +189,9 @@ def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
 def as_csv(outcomes: Sequence[Outcome], columns: Sequence[str]) -> str:
     """Returns one line a run: what it is, how it stands, and its figures."""
     rows = [
-        {"arm": one.arm.name, **one.arm.varied, "seed": one.seed, "state": one.state, "dataset": one.dataset}
+        {"arm": one.arm.name, "seed": one.seed, "state": one.state, "data": one.dataset}
         | {name: one.figures.get(name, "") for name in columns}
+        | dict(one.arm.varied)  # last: a setting may be a figure too, as latent is
         for one in outcomes
     ]
     text = io.StringIO()
@@ -184,9 +215,9 @@ def tables(outcomes: Sequence[Outcome], columns: Sequence[str], baseline: str | 
     if unknown and any(runs.values()):
         say(f"warning: columns: no figure in metrics.json is called {', '.join(unknown)}")
     data = {one.dataset for one in outcomes if one.state == "finished"}
-    caption = "Means over seeds with 95 % bootstrap intervals."
+    caption = f"Means over seeds with 95 % bootstrap intervals, on {', '.join(sorted(data)) or 'nothing yet'}."
     if len(data) > 1:
-        caption += f" These runs do not compare: they used different data ({', '.join(sorted(data))})."
+        caption += " These runs do not compare: they used different data."
     head = ["arm", "seeds", *columns]
     rows = [
         [

@@ -6,11 +6,13 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from common import stats
 from common.document import Block, Picture, Section, run_details
-from common.folders import Folder, usable
+from common.folders import FINITE, Folder, usable
 from common.tables import Table, counted, difference
 from pruning import figures
 
@@ -20,6 +22,8 @@ SHOWN = ("sensitivity", "weights", "outcome", "layers", "training")
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What the section needs of a run's settings and metrics."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     allocation: str
     schedule: str
@@ -101,7 +105,9 @@ def said_and_measured(run: Run) -> Table:
         ["multiply-adds saved", "", f"{metrics.theoretical_speedup:.2f}×"],
         ["file, half precision", "", f"{metrics.sparse_bytes / 1e6:.2f} MB ({ratio:.1f}× smaller)"],
     ]
-    return Table(["", "the report said", "we measured"], rows, f"{run.folder.name}, seed {run.metrics.seed}")
+    return Table(
+        ["", "the reference study said", "we measured"], rows, f"Run {run.folder.name}, seed {run.metrics.seed}"
+    )
 
 
 def caution(folder: Folder) -> list[Block]:
@@ -110,7 +116,7 @@ def caution(folder: Folder) -> list[Block]:
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns the groups of runs that differ in allocation, sparsity and seed alone, with several sparsities."""
+    """Returns the groups of runs with the same data and recipe, those with several sparsities."""
     groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.recipe].append(run)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from common.document import Block, Picture, Section, run_details
 from common.errors import RunError
-from common.folders import Folder, usable
+from common.folders import FINITE, Folder, usable
 from common.plotting import COLOURS
 from common.stats import Interval
 from common.tables import Table
@@ -19,14 +22,22 @@ from rl import compare
 class Metrics:
     """What the section needs of metrics.json, beside what `rl/compare.py` reads."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
+
     icm: str
     seeds: list[int]
+    eval_returns: list[float]
+    curiosity_parameters: int
+    evaluations_averaged: int
     env_steps: int
     eval_return_mean: float
     eval_return_interval: tuple[float, float]
     eval_return_iqm: float
     eval_return_iqm_interval: tuple[float, float]
     agent_steps_per_second: float
+
+
+ORDER = {"none": 0, "single": 1, "stacked": 2}
 
 
 def section(folders: Sequence[Folder]) -> Section:
@@ -37,7 +48,9 @@ def section(folders: Sequence[Folder]) -> Section:
         "The reference study trained SAC with an Intrinsic Curiosity Module (Pathak et al. 2017) on Hopper-v4 and "
         "found the forward model on a stack of frames “marginally better” than on one. It gave no seeds, no intervals.",
     ]
-    for group in comparable([folder for folder, _ in runs]):
+    # Plain SAC first, then one frame, then more: each later arm is compared with each earlier one.
+    order = sorted(runs, key=lambda run: (ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters))
+    for group in comparable([folder for folder, _ in order]):
         protocol, *tables = compare.tables(group, compare.paired(group))
         blocks += [f"# {protocol.caption.split(';')[0]}", Picture("return", compare.curves(group)), protocol, *tables]
     if runs:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from common.document import Block, Picture, Section, run_details
-from common.folders import Folder, usable
+from common.folders import FINITE, Folder, usable
 from common.stats import number
 from common.tables import Table
 from vae.study import COLUMNS, COMPARED, tables
@@ -15,6 +18,8 @@ from vae.study import COLUMNS, COMPARED, tables
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What the section needs of a run's metrics.json."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     arch: str
     prior_mean: float
@@ -35,6 +40,8 @@ class Metrics:
 class Difference:
     """A mean difference with its interval."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
+
     estimate: float
     low: float
     high: float
@@ -43,6 +50,8 @@ class Difference:
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What the section needs of a study's metrics.json."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     seeds: list[int]
     models: dict[str, dict[str, list[float]]]
@@ -71,7 +80,7 @@ def section(folders: Sequence[Folder]) -> Section:
         claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
         blocks += [f"# Study {folder.name}: {len(study.models)} models", *warning(folder)]
         blocks += [Picture(path.stem, path) for path in pictures if path.exists()]
-        blocks += tables(study.models, claims)
+        blocks += [*tables(study.models, claims), run_details(folder, shown)]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
     if runs:
         blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs])]

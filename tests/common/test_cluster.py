@@ -31,9 +31,10 @@ with (run / "started").open("a") as file:
     file.write(("resumed" if "--resume" in words else "new") + "\\n")
 while not (pathlib.Path(__file__).parent / "go").exists():
     time.sleep(0.05)
-if words.get("--rate") == "9":
+rate = float(json.loads((run / "config.yaml").read_text())["rate"])
+if rate == 9:
     sys.exit("error: the rate is too high")
-metrics = {"loss": float(json.loads((run / "config.yaml").read_text())["rate"]), "seconds": 1.0}
+metrics = {"loss": rate, "seconds": 1.0}
 (run / "metrics.json").write_text(json.dumps(metrics | {"dataset": {"name": "toys"}}))
 """
 

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -181,6 +182,44 @@ def test_whatever_the_damage_there_is_a_page(results: Path, tmp_path: Path, file
     assert "0 of them finished" in (tmp_path / "r" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "figure", "value"),
+    [
+        ("pruning/sparse98", "compression_ratio", float("nan")),
+        ("pruning/reference", "sparse_bytes", 0),
+        ("pruning/reference", "dense_bytes", 10**400),
+        ("pruning/sparse98", "dataset", {"name": ["a", "list"]}),
+        ("rl/stacked", "eval_returns", ["a", "b", "c", "d", "e"]),
+        ("rl/stacked", "eval_return_interval", ["1", "2"]),
+        ("rl/stacked", "curiosity_parameters", "many"),
+        ("vae/claims", "models", {}),
+        ("vae/fc16", "elbo", float("inf")),
+    ],
+)
+def test_a_figure_that_cannot_be_is_told_and_the_rest_is_shown(
+    results: Path, tmp_path: Path, name: str, figure: str, value: Any
+) -> None:
+    copied = {"rl/none": "rl/none", "rl/stacked": "rl/stacked", "pruning/on-digits": "pruning/reference"}
+    for source, place in (copied | ({} if name in copied.values() else {name: name})).items():
+        shutil.copytree(results / source, tmp_path / place, ignore=shutil.ignore_patterns("*.png"))
+    edit(tmp_path / name / "metrics.json", lambda metrics: metrics.update({figure: value, "seconds": float("nan")}))
+    for form in ("html", "md"):
+        main(Report(tmp_path, format=form))  # type: ignore[arg-type]
+    text = " ".join(text_of(tmp_path / "report.html").split())
+    assert f"Not shown, because interrupted or damaged (see Every run): {name}." in text
+    assert ("dense test accuracy" in text) == (name != "pruning/reference")
+    assert "Hopper-v4" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read_is_listed(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "vae" / "fc16", tmp_path / "r" / "closed")
+    (tmp_path / "r" / "closed").chmod(0)
+    main(Report(tmp_path / "r", output=tmp_path / "report.html"))
+    (tmp_path / "r" / "closed").chmod(0o755)
+    assert "closed" in text_of(tmp_path / "report.html")
+
+
 def test_metrics_are_checked_before_they_are_used(tmp_path: Path) -> None:
     @dataclasses.dataclass
     class Wanted:
@@ -241,7 +280,7 @@ def test_chromium_shows_it_without_an_error(browser: Any, page: Path) -> None:
         runs.get_by_role("button", name="mean return").click()
         assert runs.locator("tbody tr").first.locator("td").nth(6).inner_text().startswith(first)
     tab.get_by_role("link", name="vae/fc16", exact=True).click()
-    assert tab.evaluate("document.getElementById('run-vae-fc16').open")
+    assert tab.evaluate("document.querySelector(location.hash).open")
     assert problems == []
 
 

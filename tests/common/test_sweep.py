@@ -85,7 +85,7 @@ def test_every_combination_with_every_seed_and_one_table(
 
 def test_without_columns_all_numbers_at_the_top_are_tabulated(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     main(sweep_of([{"rate": [1]}]))
-    assert list(table(tmp_path)[0]) == ["arm", "rate", "seed", "state", "dataset", "loss", "seconds"]
+    assert list(table(tmp_path)[0]) == ["arm", "seed", "state", "data", "loss", "seconds", "rate"]
 
 
 def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
@@ -104,16 +104,28 @@ def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., 
         main(sweep)
     assert len(stamps) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    with pytest.raises(RunError, match="already a run with kind None, not other"):  # other settings, other runs
+    before = (tmp_path / "out" / "table.csv").read_text()
+    with pytest.raises(RunError, match="arm rate1 had other settings there"):  # other settings, other runs
         main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
+    (tmp_path / "out" / "arms.json").unlink()
+    with pytest.raises(RunError, match="already a run with kind None, not other"):
+        main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
+    assert (tmp_path / "out" / "table.csv").read_text() == before
+
+
+def test_a_setting_that_is_taken_back_is_noticed(sweep_of: Callable[..., Sweep]) -> None:
+    main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
+    with pytest.raises(RunError, match="arm rate1 had other settings there"):
+        main(sweep_of([{"rate": [1]}]))
 
 
 def test_runs_on_different_data_are_called_that(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))
-    assert "do not compare: they used different data (digits, real)" in (tmp_path / "out" / "table.md").read_text()
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "on digits, real. These runs do not compare: they used different data." in text
     (tmp_path / "out" / "toy" / "real-seed0" / "metrics.json").write_text("{")
-    main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))
-    assert [row["state"] for row in table(tmp_path)] == ["damaged", "finished"]
+    main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))  # done again
+    assert [row["state"] for row in table(tmp_path)] == ["finished", "finished"]
 
 
 def test_the_shared_settings_give_way_to_the_smoke_test(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
@@ -144,6 +156,10 @@ def test_arms_come_in_the_order_of_the_file(sweep_of: Callable[..., Sweep]) -> N
         ({"grids": [{"rate": []}]}, "empty list of values for rate"),
         ({"grids": [{"rate": [1, 1]}]}, "two arms are called rate1"),
         ({"grids": [{"rate": 1}, {"rate": 2}]}, "two arms are called all"),
+        ({"grids": [{"seed": [1, 2]}]}, "seed is not for a grid to set"),
+        ({"shared": {"run_name": "x"}}, "run_name is not for a grid to set"),
+        ({"seeds": [1, 1]}, "the same seed twice"),
+        ({"script": "README.md"}, "script README.md: no such script"),
         ({"seeds": 0}, "seeds.*greater than or equal to 1"),
         ({"baseline": "rate7"}, "baseline rate7: no such arm; there are rate1"),
         ({"colums": ["loss"]}, "colums: unexpected keyword"),
