@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common.errors import RunError, UsageError
+from common.files import ROOT
 from common.jobs import Job, Place, Work
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the nodes, with the code
 
 

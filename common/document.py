@@ -66,6 +66,11 @@ def run_details(folder: Folder, shown: Sequence[Path] = ()) -> Details:
     return Details(folder.name, [*pictures, Details("settings", [settings])], run_link(folder))
 
 
+def stand_in_warning(folder: Folder) -> list[Block]:
+    """Returns a warning where the run used the digits that stand in for its own data set."""
+    return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
+
+
 def run_link(folder: Folder) -> str:
     """Returns the name by which links find a run's details."""
     return f"run-{anchor(folder.name)}-{zlib.crc32(folder.name.encode(errors='replace')):08x}"

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from common.errors import RunError
 
+ROOT = Path(__file__).resolve().parent.parent  # the checkout
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` so that a crash or a full disk leaves the old file or the new one, never half.

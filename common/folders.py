@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
-FINITE = ConfigDict(allow_inf_nan=False)  # for the dataclasses that `usable` fills
 
 
 @dataclasses.dataclass
@@ -44,6 +43,11 @@ class Folder:
         return source.get("stand_in_for") if isinstance(source, dict) else None
 
     @property
+    def label(self) -> str:
+        """Its name, marked where it ran on the stand-in."""
+        return f"STAND-IN {self.name}" if self.stand_in_for else self.name
+
+    @property
     def figures(self) -> list[Path]:
         """Its pictures."""
         return sorted((self.path / "figures").glob("*.png"))
@@ -63,8 +67,8 @@ def usable(folders: Sequence[Folder], kind: type[T]) -> list[tuple[Folder, T]]:
     for folder in folders:
         if folder.finished:
             try:
-                # As JSON, which has no lists and tuples to tell apart, and strictly: "1" is no number.
-                text = json.dumps({**folder.settings, **folder.metrics}, default=str)
+                # As JSON, which has no tuples and no NaN, and strictly: "1" is no number.
+                text = json.dumps({**folder.settings, **folder.metrics}, default=str, allow_nan=False)
                 result.append((folder, TypeAdapter(kind).validate_json(text, strict=True)))
             except ValidationError as error:
                 first = error.errors()[0]

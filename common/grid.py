@@ -14,8 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.model_selection import ParameterGrid
 
 from common.errors import UsageError
+from common.files import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # What the sweep itself gives every run.
 NOT_FOR_A_GRID = {"seed", "run_name", "results_dir", "resume", "config", "smoke_test", "data_dir", "threads"}
 

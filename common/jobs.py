@@ -119,7 +119,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
         under_way.close()
         bar.close()
     if failed:
-        raise JobsFailed(failed, len(jobs))
+        raise JobsFailed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
     return {job.name: work.folder(job) for job in jobs}
 
 

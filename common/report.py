@@ -18,11 +18,9 @@ from common import cli
 from common.document import Block, Section, as_html, as_markdown, details_in, run_link
 from common.errors import UsageError
 from common.experiment import say
-from common.files import write_atomically
+from common.files import ROOT, write_atomically
 from common.folders import Folder, find
 from common.tables import Table, counted, parse
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)

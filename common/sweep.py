@@ -23,8 +23,8 @@ from common import cli, stats
 from common.cluster import on_ray
 from common.errors import RunError, UsageError
 from common.experiment import say
-from common.files import write_atomically
-from common.grid import ROOT, Arm, Grid, arms, read, require_distinct
+from common.files import ROOT, write_atomically
+from common.grid import Arm, Grid, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, here, run_jobs
 from common.tables import Table, counted, difference
 

@@ -6,13 +6,11 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from common import stats
-from common.document import Block, Picture, Section, run_details
-from common.folders import FINITE, Folder, usable
+from common.document import Block, Picture, Section, run_details, stand_in_warning
+from common.folders import Folder, usable
 from common.tables import Table, counted, difference
 from pruning import figures
 
@@ -22,8 +20,6 @@ SHOWN = ("sensitivity", "weights", "outcome", "layers", "training")
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What the section needs of a run's settings and metrics."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     allocation: str
     schedule: str
@@ -80,7 +76,11 @@ def section(folders: Sequence[Folder]) -> Section:
     if reference:
         main = max(reference, key=lambda run: (run.metrics.epochs, -run.metrics.seed))
         shown = [main.folder.path / "figures" / f"{name}.png" for name in SHOWN]
-        blocks += ["# What the study said, and what we measured", said_and_measured(main), *caution(main.folder)]
+        blocks += [
+            "# What the study said, and what we measured",
+            said_and_measured(main),
+            *stand_in_warning(main.folder),
+        ]
         blocks += [Picture(path.stem, path) for path in shown if path.exists()]
     for group in comparable(runs):
         blocks += accuracy_against_sparsity(group)
@@ -108,11 +108,6 @@ def said_and_measured(run: Run) -> Table:
     return Table(
         ["", "the reference study said", "we measured"], rows, f"Run {run.folder.name}, seed {run.metrics.seed}"
     )
-
-
-def caution(folder: Folder) -> list[Block]:
-    """Returns a warning where the run used the digits that stand in for CIFAR-10."""
-    return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
@@ -193,7 +188,7 @@ HEAD = [
     "pruned",
     "fine-tuned",
     "compression",
-    "multiply-adds",
+    "multiply-adds saved",
 ]
 
 
@@ -201,7 +196,7 @@ def row(run: Run) -> list[str]:
     """Returns a run's line of the table of all runs."""
     metrics = run.metrics
     return [
-        f"STAND-IN {run.folder.name}" if run.folder.stand_in_for else run.folder.name,
+        run.folder.label,
         run.metrics.allocation,
         percent(run.sparsity, 1),
         metrics.schedule,

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import ClassVar
-
-from pydantic import ConfigDict
 
 from common.document import Block, Picture, Section, run_details
 from common.errors import RunError
-from common.folders import FINITE, Folder, usable
+from common.folders import Folder, usable
 from common.plotting import COLOURS
 from common.stats import Interval
 from common.tables import Table
@@ -21,8 +18,6 @@ from rl import compare
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What the section needs of metrics.json, beside what `rl/compare.py` reads."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     icm: str
     seeds: list[int]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
-from pydantic import ConfigDict
-
-from common.document import Block, Picture, Section, run_details
-from common.folders import FINITE, Folder, usable
-from common.stats import number
+from common.document import Block, Picture, Section, run_details, stand_in_warning
+from common.folders import Folder, usable
+from common.stats import Interval, number
 from common.tables import Table
 from vae.study import COLUMNS, COMPARED, tables
 
@@ -18,8 +15,6 @@ from vae.study import COLUMNS, COMPARED, tables
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What the section needs of a run's metrics.json."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FINITE
 
     arch: str
     prior_mean: float
@@ -37,25 +32,12 @@ class Metrics:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """A mean difference with its interval."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FINITE
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Study:
     """What the section needs of a study's metrics.json."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = FINITE
-
     seeds: list[int]
     models: dict[str, dict[str, list[float]]]
-    claims: dict[str, dict[str, Difference]]
+    claims: dict[str, dict[str, Interval]]
 
     def __post_init__(self) -> None:
         """Raises ValueError when a figure is missing."""
@@ -78,7 +60,7 @@ def section(folders: Sequence[Folder]) -> Section:
         pictures = [folder.path / "figures" / f"{name}.png" for name in ("samples", "claims")]
         shown += pictures
         claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
-        blocks += [f"# Study {folder.name}: {len(study.models)} models", *warning(folder)]
+        blocks += [f"# Study {folder.name}: {len(study.models)} models", *stand_in_warning(folder)]
         blocks += [Picture(path.stem, path) for path in pictures if path.exists()]
         blocks += [*tables(study.models, claims), run_details(folder, shown)]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
@@ -88,11 +70,6 @@ def section(folders: Sequence[Folder]) -> Section:
     else:
         blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
     return Section("Variational autoencoders", blocks)
-
-
-def warning(folder: Folder) -> list[Block]:
-    """Returns a warning where the run used the digits that stand in for MNIST."""
-    return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
 
 
 HEAD = [
@@ -115,7 +92,7 @@ HEAD = [
 def row(folder: Folder, metrics: Metrics) -> list[str]:
     """Returns a run's line of the table of single models."""
     return [
-        f"STAND-IN {folder.name}" if folder.stand_in_for else folder.name,
+        folder.label,
         metrics.arch,
         f"N({metrics.prior_mean:g}, {metrics.prior_std:g}²)",
         str(metrics.latent),

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from common.cluster import ROOT, on_ray
+from common.cluster import on_ray
 from common.errors import RunError
+from common.files import ROOT
 from common.jobs import Job, Work
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements-ray.txt")
