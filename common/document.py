@@ -8,7 +8,7 @@ import html
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -29,6 +29,11 @@ class Picture:
 
     title: str
     source: Path | Figure
+
+    @property
+    def name(self) -> str:
+        """What to call it where it cannot be shown: the file, if it is one."""
+        return self.source.name if isinstance(self.source, Path) else self.title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +64,16 @@ def details_in(blocks: Sequence[Block]) -> Iterator[Details]:
             yield from details_in(block.blocks)
 
 
-def run_details(folder: Folder, shown: Sequence[Path] = ()) -> Details:
+def run_details(folder: Folder, captions: Mapping[str, str], shown: Sequence[Path] = ()) -> Details:
     """Returns a run's figures, those in `shown` left out, and the settings that it ran with."""
-    pictures = [Picture(path.stem.replace("_", " "), path) for path in folder.figures if path not in shown]
+    pictures = [captioned(path, captions) for path in folder.figures if path not in shown]
     settings = Table(["setting", "value"], [[str(name), repr(value)] for name, value in folder.settings.items()])
     return Details(folder.name, [*pictures, Details("settings", [settings])], run_link(folder))
+
+
+def captioned(figure: Path, captions: Mapping[str, str]) -> Picture:
+    """Returns a run's figure under what `captions` say of it, file name → text, else under its name."""
+    return Picture(captions.get(figure.stem, figure.stem.replace("_", " ")), figure)
 
 
 def stand_in_warning(folder: Folder) -> list[Block]:
@@ -135,7 +145,7 @@ def _picture_html(picture: Picture) -> str:
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", lossless=True, method=2)  # two thirds of the PNG, pixel for pixel
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return f'<p class="warning">{html.escape(f"{picture.title}: the figure cannot be read ({error})")}</p>'
+        return f'<p class="warning">{html.escape(f"{picture.name}: the figure cannot be read ({error})")}</p>'
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     title = html.escape(picture.title)
     width, height = (round(0.6 * pixels) for pixels in image.size)  # 160 dots an inch shown at 96
@@ -157,27 +167,28 @@ def as_markdown(sections: Sequence[Section], output: Path) -> str:
     for section in sections:
         lines += [f"## {section.title}", ""]
         for index, block in enumerate(section.blocks):
-            lines += _block_markdown(block, folder, f"{anchor(section.title)}-{index}")
+            lines += _block_markdown(block, folder, f"{anchor(section.title)}-{index}", "###")
     return "\n".join(lines)
 
 
-def _block_markdown(block: Block, folder: Path, name: str) -> Iterator[str]:
+def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iterator[str]:
+    """Yields the lines of a block; `heading` are the marks of the headings at its depth."""
     if isinstance(block, str):
-        yield f"### {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
+        yield f"{heading} {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
     elif isinstance(block, Table):
         yield block.markdown().rstrip()
     elif isinstance(block, Picture):
-        file = folder / f"{name}-{anchor(block.title)}.png"
+        file = folder / f"{name}-{anchor(block.name.removesuffix('.png'))}.png"
         try:
             content = _png(block)
             Image.open(io.BytesIO(content)).verify()
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-            yield f"{block.title}: the figure cannot be read"
+            yield f"{block.name}: the figure cannot be read"
         else:
             write_atomically(file, content)
             yield f"![{block.title}]({folder.name}/{file.name})"
     else:
-        yield f"### {block.title}"
+        yield f'{heading}# <a id="{block.link}"></a>{block.title}' if block.link else f"{heading}# {block.title}"
         for index, inner in enumerate(block.blocks):
-            yield from ("", *_block_markdown(inner, folder, f"{name}-{index}"))
+            yield from ("", *_block_markdown(inner, folder, f"{name}-{index}", f"{heading}#"))
     yield ""

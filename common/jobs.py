@@ -113,6 +113,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
                 raise KeyboardInterrupt
             if status:
                 failed[job.name] = _last_line(work.log(job))
+                tqdm.write(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)  # the others may take hours
             bar.update()
             bar.set_postfix_str(job.name)
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
 import io
 import json
 import math
@@ -80,7 +81,7 @@ def main(sweep: Sweep) -> None:
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
-    require_same_arms(results / "arms.json", everything)
+    require_same_arms(work, everything)
     failed: dict[str, str] = {}
     try:
         for stage in stages:
@@ -99,11 +100,12 @@ def main(sweep: Sweep) -> None:
         raise JobsFailed(failed, len(everything) * len(seeds))
 
 
-def require_same_arms(path: Path, everything: Sequence[Arm]) -> None:
-    """Keeps the arms' settings in `path`, and raises RunError where an arm of that name had others before.
+def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
+    """Keeps the arms' settings in arms.json, and raises RunError where an arm that has runs had others before.
 
     A run's own config.yaml does not show what was once set and now is left to its default.
     """
+    path = work.results_dir / "arms.json"
     try:
         before = json.loads(path.read_text())
         known = dict(before)
@@ -113,8 +115,10 @@ def require_same_arms(path: Path, everything: Sequence[Arm]) -> None:
         raise RunError(f"{path}: damaged; delete it if the sweep file has not changed") from None
     for arm in everything:
         settings = json.loads(json.dumps(dict(arm.settings), default=str))
-        if known.setdefault(arm.name, settings) != settings:
+        begun = any((work.results_dir / work.task).glob(f"{glob.escape(arm.name)}-seed*/config.yaml"))
+        if begun and known.get(arm.name, settings) != settings:
             raise RunError(f"{path}: arm {arm.name} had other settings there; choose another --results-dir")
+        known[arm.name] = settings
     write_atomically(path, json.dumps(known, indent=1).encode())
 
 

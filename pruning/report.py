@@ -9,12 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import stats
-from common.document import Block, Picture, Section, run_details, stand_in_warning
+from common.document import Block, Picture, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
 from common.tables import Table, counted, difference
 from pruning import figures
 
-SHOWN = ("sensitivity", "weights", "outcome", "layers", "training")
+CAPTIONS = {
+    "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks what was chosen.",
+    "weights": "Histogram of every layer's weights, dense and after pruning and fine-tuning (those kept).",
+    "outcome": "Accuracy before pruning, after it and after fine-tuning; bytes on disk; measured time.",
+    "layers": "Weights and multiply-adds of every layer, all and what is left.",
+    "training": "Loss and accuracy of the training and the fine-tuning, epoch by epoch.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +81,18 @@ def section(folders: Sequence[Folder]) -> Section:
     ]
     if reference:
         main = max(reference, key=lambda run: (run.metrics.epochs, -run.metrics.seed))
-        shown = [main.folder.path / "figures" / f"{name}.png" for name in SHOWN]
+        shown = [main.folder.path / "figures" / f"{name}.png" for name in CAPTIONS]
         blocks += [
             "# What the study said, and what we measured",
             said_and_measured(main),
             *stand_in_warning(main.folder),
         ]
-        blocks += [Picture(path.stem, path) for path in shown if path.exists()]
+        blocks += [captioned(path, CAPTIONS) for path in shown if path.exists()]
     for group in comparable(runs):
         blocks += accuracy_against_sparsity(group)
     if runs:
         blocks += ["# All pruning runs", Table(HEAD, [row(run) for run in runs])]
-        blocks += [run_details(run.folder, shown) for run in runs]
+        blocks += [run_details(run.folder, CAPTIONS, shown) for run in runs]
     else:
         blocks.append("No finished run yet: `python pruning/run.py`.")
     return Section("Pruning", blocks)

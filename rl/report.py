@@ -10,8 +10,8 @@ from common.document import Block, Picture, Section, run_details
 from common.errors import RunError
 from common.folders import Folder, usable
 from common.plotting import COLOURS
-from common.stats import Interval
-from common.tables import Table
+from common.stats import Interval, paired_difference
+from common.tables import Table, difference
 from rl import compare
 
 
@@ -32,6 +32,11 @@ class Metrics:
     agent_steps_per_second: float
 
 
+CAPTIONS = {
+    "learning_curve": "Return of the policy without noise: every seed, their mean with its 95 % interval, their "
+    "interquartile mean.",
+    "training": "What was measured while training, mean over seeds with its 95 % interval.",
+}
 ORDER = {"none": 0, "single": 1, "stacked": 2}
 
 
@@ -46,19 +51,24 @@ def section(folders: Sequence[Folder]) -> Section:
     # Plain SAC first, then one frame, then more: each later arm is compared with each earlier one.
     order = sorted(runs, key=lambda run: (ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters))
     for group in comparable([folder for folder, _ in order]):
-        protocol, *tables = compare.tables(group, compare.paired(group))
-        blocks += [f"# {protocol.caption.split(';')[0]}", Picture("return", compare.curves(group)), protocol, *tables]
+        arms = named_apart(group[: len(COLOURS)])
+        protocol, *tables = compare.tables(arms, compare.paired(arms))
+        curves = Picture("Mean over seeds with its 95 % interval.", compare.curves(arms))
+        blocks += [f"# {protocol.caption.split(';')[0]}", *said_and_measured(arms), curves, protocol, *tables]
+        if len(group) > len(arms):
+            left_out = ", ".join(arm.name for arm in group[len(arms) :])
+            blocks.append(f"Left out, because no more than {len(arms)} can be told apart in one figure: {left_out}.")
     if runs:
         rows = [row(folder, metrics) for folder, metrics in runs if folder.finished]
         blocks += ["# All curiosity runs", Table(HEAD, rows)]
-        blocks += [run_details(folder) for folder, _ in runs if folder.finished]
+        blocks += [run_details(folder, CAPTIONS) for folder, _ in runs if folder.finished]
     else:
         blocks.append("No finished run yet: `python rl/train_sac_icm.py --icm stacked`.")
     return Section("Curiosity", blocks)
 
 
 def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
-    """Returns the groups of two to eight runs on the same task with the same seeds; a run that is damaged says so."""
+    """Returns the groups of two and more runs on the same task with the same seeds; a run that is damaged says so."""
     groups: dict[tuple[str, ...], list[compare.Arm]] = defaultdict(list)
     for folder in folders:
         try:
@@ -67,7 +77,36 @@ def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
         groups[tuple(str(arm.settings[name]) for name in sorted(compare.SAME))].append(arm)
-    return [named_apart(group[: len(COLOURS)]) for group in groups.values() if len(group) > 1]
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def said_and_measured(arms: Sequence[compare.Arm]) -> list[Block]:
+    """Returns what the reference study claimed beside the differences that these arms show, if they hold the claim."""
+    stacked = next((arm for arm in arms if arm.metrics["icm"] == "stacked"), None)
+    if stacked is None:
+        return []
+    size = stacked.metrics["curiosity_parameters"]
+    rows = []
+    for arm in arms:
+        matched = abs(arm.metrics["curiosity_parameters"] - size) < 0.05 * size
+        match arm.metrics["icm"]:
+            case "single" if matched:
+                row = ["ICM on a stack of frames against one frame with as many parameters", "no claim"]
+            case "single":
+                row = ["ICM on a stack of frames against one frame", "“marginally better”"]
+            case "none":
+                row = ["ICM on a stack of frames against SAC without curiosity", "no claim"]
+            case _:
+                continue
+        gain = paired_difference(stacked.metrics["eval_returns"], arm.metrics["eval_returns"])
+        rows.append([*row, difference(gain), verdict(gain)])
+    head = ["", "the reference study said", "we measured, difference in return", "so"]
+    return [Table(head, rows, "Seed by seed, 95 % bootstrap intervals.")] if rows else []
+
+
+def verdict(gain: Interval) -> str:
+    """Returns a difference in return in words."""
+    return ("better" if gain.estimate > 0 else "worse") if gain.excludes_zero else "nothing shown"
 
 
 def named_apart(group: Sequence[compare.Arm]) -> list[compare.Arm]:

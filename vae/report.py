@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from common.document import Block, Picture, Section, run_details, stand_in_warning
+from common.document import Block, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
 from common.stats import Interval, number
-from common.tables import Table
+from common.tables import Table, counted, difference
 from vae.study import COLUMNS, COMPARED, tables
+
+CAPTIONS = {
+    "samples": "Samples from each model's own prior, with means over its seeds.",
+    "claims": "Differences seed by seed with their 95 % intervals; those that exclude 0 in colour.",
+    "training": "ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images.",
+    "reconstructions": "Test images over what the decoder makes of the means of their posteriors.",
+    "samples_prior": "What the decoder makes of codes from the prior.",
+    "samples_mixture": "What the decoder makes of codes from a Gaussian mixture fitted to the training images' codes.",
+    "latent": "Posterior means of the test images by class, and the prior's contours at 1, 2 and 3 deviations.",
+    "manifold": "The latent plane at the prior's own quantiles (Kingma & Welling 2014, figure 4).",
+    "traversals": "One test image's code, one dimension at a time moved through ±3 deviations of the prior.",
+    "interpolations": "Straight lines between the codes of two test images each, the images themselves at the ends.",
+    "quality": "FID, density and coverage of samples between ceiling and floor, and the classes samples fall into.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +76,40 @@ def section(folders: Sequence[Folder]) -> Section:
         shown += pictures
         claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
         blocks += [f"# Study {folder.name}: {len(study.models)} models", *stand_in_warning(folder)]
-        blocks += [Picture(path.stem, path) for path in pictures if path.exists()]
-        blocks += [*tables(study.models, claims), run_details(folder, shown)]
+        blocks += said_and_measured(folder.settings["models"], folder.settings["claims"], study)
+        blocks += [captioned(path, CAPTIONS) for path in pictures if path.exists()]
+        blocks += [*tables(study.models, claims), run_details(folder, CAPTIONS, shown)]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
     if runs:
         blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs])]
-        blocks += [run_details(folder, shown) for folder, _ in runs]
+        blocks += [run_details(folder, CAPTIONS, shown) for folder, _ in runs]
     else:
         blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
     return Section("Variational autoencoders", blocks)
+
+
+def said_and_measured(
+    models: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Sequence[str]], study: Study
+) -> list[Block]:
+    """Returns what the reference study claimed beside the differences that a study of it found, if it is one.
+
+    `models` and `pairs` are the study's settings: every model's own, and the two models of every claim.
+    """
+    rows = []
+    for claim, differences in study.claims.items():
+        one, other = (models[name] for name in pairs[claim])
+        said = "“significantly better”" if one.get("beta", 1) > other.get("beta", 1) else "no claim"
+        fid, elbo = differences["fid"], differences["elbo"]
+        rows.append([claim, said, f"FID {difference(fid)}, ELBO {difference(elbo)}", verdict(fid, elbo)])
+    head = ["", "the reference study said", "we measured", "so"]
+    return [Table(head, rows, f"{counted(len(study.seeds), 'seed')}, 95 % bootstrap intervals.")] if rows else []
+
+
+def verdict(fid: Interval, elbo: Interval) -> str:
+    """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
+    better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.excludes_zero}
+    words = {frozenset(): "nothing shown", frozenset({True}): "better", frozenset({False}): "worse"}
+    return words.get(frozenset(better), "better in one, worse in the other")
 
 
 HEAD = [

@@ -43,9 +43,14 @@ def test_runs_each_once_and_skips_what_is_finished(script: str, tmp_path: Path) 
     assert all(len((folder / "started").read_text().splitlines()) == 1 for folder in again.values())
 
 
-def test_a_failure_is_told_with_its_last_line_and_the_rest_is_done(script: str, tmp_path: Path) -> None:
+def test_a_failure_is_told_with_its_last_line_and_the_rest_is_done(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RunError, match=r"1 of 3 runs failed.*rate9: error: the rate is too high"):
         run_jobs(Work(script, "toy", tmp_path), jobs(9, 1, 2), here(1))
+    said = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert "failed: rate9: error: the rate is too high" in said  # at once: before the others are done
+    assert said.index("failed: rate9: error: the rate is too high") < len(said) - 1
     assert (tmp_path / "toy" / "rate2" / "metrics.json").exists()
     (tmp_path / "toy" / "mended").touch()
     folders = run_jobs(Work(script, "toy", tmp_path), jobs(9, 1, 2), here(1))

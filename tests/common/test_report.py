@@ -1,4 +1,4 @@
-"""The report: what it says of real runs, of damaged ones, and how it behaves in a browser."""
+"""The report: what it says of real runs, and of damaged ones."""
 
 import dataclasses
 import html
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,10 @@ import yaml
 from common import cli
 from common.folders import find, usable
 from common.report import Report, duration, main
+from common.stats import Interval
 from common.tables import Table, parse
-
-REFERENCE = Path(__file__).resolve().parent.parent.parent / "results" / "reference"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every kind: committed ones of the three tasks, one on the stand-in, an interrupted one, two damaged."""
-    folder = tmp_path_factory.mktemp("results")
-    for name in ("pruning/sparse98", "rl/none", "rl/stacked", "vae/claims", "vae/fc16"):
-        shutil.copytree(REFERENCE / name, folder / name, ignore=shutil.ignore_patterns("runs"))
-    digits = folder / "pruning" / "on-digits"
-    shutil.copytree(REFERENCE / "pruning", digits, ignore=shutil.ignore_patterns("sparse98", "study"))
-    edit(digits / "metrics.json", lambda metrics: metrics["dataset"].update(name="digits", stand_in_for="cifar10"))
-    (folder / "rl" / "stopped").mkdir()
-    shutil.copy(REFERENCE / "rl" / "none" / "config.yaml", folder / "rl" / "stopped")
-    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "cut-off")
-    (folder / "vae" / "cut-off" / "metrics.json").write_text('{"elbo": -9')
-    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "lacking")
-    edit(folder / "vae" / "lacking" / "metrics.json", lambda metrics: metrics.update(elbo="<script>alert(1)</script>"))
-    (folder / "pruning" / "on-digits" / "figures" / "layers.png").write_bytes(b"no picture")
-    sweep = folder / "sweeps" / "toys"
-    sweep.mkdir(parents=True)
-    (sweep / "table.csv").touch()
-    (sweep / "table.md").write_text(Table(["arm", "loss"], [["a|b", "**+1.0 [0.5, 1.5]**"]], "Means").markdown())
-    return folder
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-@pytest.fixture(scope="module")
-def page(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("page") / "report.html"
-    main(Report(results, output=output))
-    return output
+from tests.common.conftest import REFERENCE, edit
+from vae.report import verdict
 
 
 def text_of(page: Path) -> str:
@@ -83,7 +46,11 @@ def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
     assert "dense test accuracy 87 % 87.66 %" in text
     assert "convolution weights kept 23 % 22.97 %" in text
     assert "stacked − none +484 [−251, +1473] no: nothing shown" in text
+    assert "against SAC without curiosity no claim +484 [−251, +1473] nothing shown" in text
     assert "conv 16: β-VAE − VAE, N(1, 2²) +318 [+312, +325]" in text
+    said = "“significantly better” FID +318 [+312, +325] , ELBO −17.72 [−18.02, −17.48] worse"
+    assert f"conv 16: β-VAE − VAE, N(1, 2²) {said}" in text
+    assert "conv 16: the same, mapped start no claim" in text
     assert "a|b +1.0 [0.5, 1.5]" in text  # the sweep's table
 
 
@@ -100,7 +67,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
     assert source.count('<img src="data:image/webp;base64,') == source.count("<img") > 10
     assert not re.search(r'(src|href)="(?!data:image/webp;base64,|#)', source)
     assert "@import" not in source
-    assert "layers: the figure cannot be read" in source
+    assert "layers.png: the figure cannot be read" in source
     names = re.findall(r'id="([^"]+)"', source)
     assert len(names) == len(set(names))
     assert set(re.findall(r'href="#([^"]+)"', source)) <= set(names)
@@ -115,7 +82,33 @@ def test_markdown_has_its_figures_beside_it(results: Path, tmp_path: Path, capsy
     assert all((tmp_path / figure).is_file() for figure in figures)
     assert len(figures) == len(set(figures))
     assert "| stacked − none | +484 [−251, +1473] |" in text
-    assert "## Pruning\n" in text
+    assert "\n## Pruning\n" in text
+    links = set(re.findall(r"\]\(#(.*?)\)", text))
+    assert len(links) == 6
+    assert links <= set(re.findall(r'<a id="(.*?)"></a>', text))
+
+
+@pytest.mark.parametrize(
+    ("fid", "elbo", "words"),
+    [
+        ((-9.0, -5.0, -1.0), (0.5, 1.0, 1.5), "better"),
+        ((-1.0, 5.0, 9.0), (-1.5, -1.0, -0.5), "worse"),
+        ((-1.0, 5.0, 9.0), (-1.5, 1.0, 1.5), "nothing shown"),
+        ((1.0, 5.0, 9.0), (0.5, 1.0, 1.5), "better in one, worse in the other"),
+    ],
+)
+def test_a_lower_fid_and_a_higher_elbo_are_better(
+    fid: tuple[float, float, float], elbo: tuple[float, float, float], words: str
+) -> None:
+    intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
+    assert verdict(*intervals) == words
+
+
+def test_arms_that_find_no_colour_are_named(tmp_path: Path) -> None:
+    for number in range(10):
+        shutil.copytree(REFERENCE / "rl" / "none", tmp_path / f"arm{number}", ignore=shutil.ignore_patterns("*.png"))
+    main(Report(tmp_path, format="md"))
+    assert "no more than 8 can be told apart in one figure: arm8, arm9." in (tmp_path / "report.md").read_text()
 
 
 def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
@@ -244,60 +237,3 @@ def test_tables_come_back_from_markdown() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (4.4, 75, 7325.0, None)] == ["4 s", "1 min 15 s", "2 h 02 min", ""]
-
-
-# -- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, or a skip where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
-    """Returns the page in a browser window, and the list of what goes wrong in it."""
-    tab = browser.new_context(**context).new_page()
-    problems: list[str] = []
-    tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
-    tab.goto(page.as_uri())
-    return tab, problems
-
-
-def test_chromium_shows_it_without_an_error(browser: Any, page: Path) -> None:
-    tab, problems = opened(browser, page)
-    assert tab.title() == "trilab: the study as a whole"
-    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
-    runs = tab.locator("#curiosity table", has_text="agent steps/s")
-    for first in ("717", "1202"):  # up, then down
-        runs.get_by_role("button", name="mean return").click()
-        assert runs.locator("tbody tr").first.locator("td").nth(6).inner_text().startswith(first)
-    tab.get_by_role("link", name="vae/fc16", exact=True).click()
-    assert tab.evaluate("document.querySelector(location.hash).open")
-    assert problems == []
-
-
-def test_light_and_dark(browser: Any, page: Path) -> None:
-    paper = "getComputedStyle(document.body).backgroundColor"
-    light, _ = opened(browser, page, color_scheme="light")
-    dark, problems = opened(browser, page, color_scheme="dark")
-    assert light.evaluate(paper) == "rgb(255, 255, 255)"
-    assert dark.evaluate(paper) == "rgb(22, 24, 28)"
-    dark.locator("#theme").click()
-    assert dark.evaluate(paper) == "rgb(255, 255, 255)"
-    assert problems == []
-
-
-def test_on_a_phone_only_tables_scroll_sideways(browser: Any, page: Path) -> None:
-    tab, problems = opened(browser, page, viewport={"width": 360, "height": 740})
-    tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
-    assert tab.evaluate("document.documentElement.scrollWidth") == 360
-    assert problems == []

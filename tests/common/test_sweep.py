@@ -1,7 +1,9 @@
 """A grid of settings × seeds of one script: which runs it makes, its tables, its failures, and a real Ray cluster."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +119,13 @@ def test_a_setting_that_is_taken_back_is_noticed(sweep_of: Callable[..., Sweep])
     main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
     with pytest.raises(RunError, match="arm rate1 had other settings there"):
         main(sweep_of([{"rate": [1]}]))
+
+
+def test_an_arm_without_runs_may_change(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    main(sweep_of([{"rate": [1]}], seeds=1))
+    shutil.rmtree(tmp_path / "out" / "toy" / "rate1-seed0")
+    main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
+    assert json.loads((tmp_path / "out" / "arms.json").read_text()) == {"rate1": {"kind": "other", "rate": 1}}
 
 
 def test_runs_on_different_data_are_called_that(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:

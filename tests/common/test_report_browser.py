@@ -1,0 +1,64 @@
+"""The report in headless Chromium: no error, sorting, links, light and dark, on a phone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, or a skip where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
+    """Returns the page in a browser window, and the list of what goes wrong in it."""
+    tab = browser.new_context(**context).new_page()
+    problems: list[str] = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(page.as_uri())
+    return tab, problems
+
+
+def test_chromium_shows_it_without_an_error(browser: Any, page: Path) -> None:
+    tab, problems = opened(browser, page)
+    assert tab.title() == "trilab: the study as a whole"
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+    runs = tab.locator("#curiosity table", has_text="agent steps/s")
+    for first in ("717", "1202"):  # up, then down
+        runs.get_by_role("button", name="mean return").click()
+        assert runs.locator("tbody tr").first.locator("td").nth(6).inner_text().startswith(first)
+    tab.get_by_role("link", name="vae/fc16", exact=True).click()
+    assert tab.evaluate("document.querySelector(location.hash).open")
+    assert problems == []
+
+
+def test_light_and_dark(browser: Any, page: Path) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light, _ = opened(browser, page, color_scheme="light")
+    dark, problems = opened(browser, page, color_scheme="dark")
+    assert light.evaluate(paper) == "rgb(255, 255, 255)"
+    assert dark.evaluate(paper) == "rgb(22, 24, 28)"
+    dark.locator("#theme").click()
+    assert dark.evaluate(paper) == "rgb(255, 255, 255)"
+    assert problems == []
+
+
+def test_on_a_phone_only_tables_scroll_sideways(browser: Any, page: Path) -> None:
+    tab, problems = opened(browser, page, viewport={"width": 360, "height": 740})
+    tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert problems == []
