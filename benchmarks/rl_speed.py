@@ -103,6 +103,7 @@ def serve_side(settings: Settings) -> None:
     """Runs one side: a round is its agent steps a second and the peak memory."""
     train = ours(settings) if settings.side == "ours" else stable_baselines(settings)
     agents = settings.agents if settings.side == "ours" else 1
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     train(RANDOM_STEPS + 100)  # compiles, warms up
     start = time.perf_counter()
     train(50)
@@ -112,7 +113,7 @@ def serve_side(settings: Settings) -> None:
         start = time.perf_counter()
         train(steps)
         rate = agents * steps / (time.perf_counter() - start)
-        return {"rate": rate, "memory": peak_memory(torch.device("cuda" if settings.device == "cuda" else "cpu"))}
+        return {"rate": rate, "memory": peak_memory(torch.device("cuda" if on_gpu else "cpu"))}
 
     serve(measure)
 

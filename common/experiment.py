@@ -130,16 +130,34 @@ class Run:
         return value
 
     def remembered_weights(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns named tensors, computed once in the life of the run folder, from `checkpoints/<name>.safetensors`."""
+        """Returns named tensors, computed once in the life of the run folder, from `checkpoints/<name>.safetensors`.
+
+        When that file is gone they are computed anew, and so is all that was made after them.
+        """
         path = self.checkpoints / f"{name}.safetensors"
         if not path.exists():
+            self._forget_from(path.name)
             save_weights(path, compute())
             (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)  # the training's own checkpoint: now spent
+        if path.name not in self._memory:
+            self._memory[path.name] = True
             self._remember()
         try:
             return load_weights(path)
         except RunError as error:
-            raise RunError(f"{error}; delete it to repeat that stage") from None
+            raise RunError(f"{error}; delete it to repeat that stage and those after it") from None
+
+    def _forget_from(self, file: str) -> None:
+        if file not in self._memory:
+            return
+        made = list(self._memory)  # in the order it was made
+        for name in made[made.index(file) :]:
+            del self._memory[name]
+            if name.endswith(".safetensors"):
+                (self.checkpoints / name).unlink(missing_ok=True)
+        for training in self.checkpoints.glob("*.state.pt"):
+            training.unlink()
+        self._remember()
 
     def require_same_images(self, record: dict[str, Any]) -> None:
         """Notes which images (`Dataset.record`) the run uses.
@@ -164,6 +182,9 @@ class Run:
         """Adds a row to history.csv and the scalars to TensorBoard as `<stage>/<name>`."""
         self.rewind(stage, step - 1)
         self._history.append({"stage": stage, "step": step, **scalars})
+        if len(self._history) < self._memory["history_rows"]:  # rewound: killed from here on, fewer rows are whole
+            self._memory["history_rows"] = len(self._history)
+            self._remember()
         self._write_history()
         for name, value in scalars.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +25,7 @@ DERIVED = ("xpos", "xipos")
 class SparseReward(gym.Wrapper[Any, Any, Any, Any]):
     """Pays 1 for every step that ends more than `SPARSE_DISTANCE` ahead of the episode's start, and nothing else."""
 
-    start = 0.0
+    start = 0.0  # the one thing a wrapper here may remember: it is saved and put back
 
     def reset(self, **options: Any) -> Any:
         observation, info = self.env.reset(**options)
@@ -44,7 +44,7 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     """Returns the task with actions in [−1, 1].
 
     Raises:
-        UsageError: gymnasium has no such task, or its observations or actions are not plain bounded vectors.
+        UsageError: gymnasium has no such task, or it has no time limit or no plain bounded vectors.
         RunError: MuJoCo, or what else the task needs, is not installed.
     """
     try:
@@ -62,11 +62,18 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
         raise UsageError(f"--env-id {env_id}: not a MuJoCo task; those can be saved and resumed exactly")
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
         raise UsageError(f"--env-id {env_id}: observations are {observations}; a vector is needed, as in Hopper-v4")
-    if reward == "sparse":
-        model = env.unwrapped.model
-        if model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
-            raise UsageError(f"--reward sparse with --env-id {env_id}: nothing there can walk ahead, as Hopper-v4 can")
-        env = SparseReward(env)
+    if env.spec is None or env.spec.max_episode_steps is None:
+        raise UsageError(f"--env-id {env_id}: no time limit; register it with max_episode_steps")
+    match reward:
+        case "dense":
+            pass
+        case "sparse":
+            model = env.unwrapped.model
+            if model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
+                raise UsageError(f"--reward sparse with --env-id {env_id}: nothing there can walk ahead, as Hopper can")
+            env = SparseReward(env)
+        case _:
+            assert_never(reward)
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env

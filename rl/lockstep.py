@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,4 @@ def _replay_folder(run: Run) -> Path:
 
 def forget_replay(run: Run) -> None:
     """Deletes the saved transitions: the training is over."""
-    for file in _replay_folder(run).glob("*.pt"):
-        file.unlink()
-    if _replay_folder(run).exists():
-        _replay_folder(run).rmdir()
+    shutil.rmtree(_replay_folder(run), ignore_errors=True)

@@ -7,7 +7,7 @@ paper's order: critics (and curiosity), actor, temperature, targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -154,20 +154,24 @@ def build_curiosity(
     settings: Settings, observation: int, action: int, generators: Sequence[torch.Generator]
 ) -> IntrinsicCuriosity | RandomDistillation | None:
     """Returns the curiosity module that `--icm` names; a new one is a class in `rl/icm.py` and a line here."""
-    if settings.icm == "none":
-        return None
-    if settings.icm == "rnd":
-        return RandomDistillation(observation, settings.feature_size, settings.icm_width, generators)
-    return IntrinsicCuriosity(
-        observation,
-        action,
-        settings.window,
-        settings.feature_size,
-        settings.icm_width,
-        settings.forward_width or settings.icm_width,
-        settings.forward_share,
-        generators,
-    )
+    match settings.icm:
+        case "none":
+            return None
+        case "rnd":
+            return RandomDistillation(observation, settings.feature_size, settings.icm_width, generators)
+        case "single" | "stacked" | "random":
+            return IntrinsicCuriosity(
+                observation,
+                action,
+                settings.window,
+                settings.feature_size,
+                settings.icm_width,
+                settings.forward_width or settings.icm_width,
+                settings.forward_share,
+                generators,
+            )
+        case _:
+            assert_never(settings.icm)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

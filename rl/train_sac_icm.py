@@ -84,6 +84,8 @@ def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
             agents.advance()
             step, last = agents.step, agents.step == settings.env_steps
             bar.update()
+            if step == settings.random_steps:  # the rate is that of steps with an update
+                watched, rows_since = time.perf_counter(), step
             if (step % settings.log_every == 0 or last) and agents.summed:
                 synchronize(run.device)
                 rate = settings.num_seeds * (step - rows_since) / (time.perf_counter() - watched)

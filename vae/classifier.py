@@ -22,6 +22,7 @@ from common.errors import RunError
 from common.experiment import Run, say
 from common.files import load_weights, save_weights, write_atomically
 from common.training import Recipe, accuracy, fit, triangular
+from vae import metrics
 from vae.metrics import Moments, blurred, density_and_coverage, frechet_distance, moments, neighbour_radii
 from vae.objective import pixels
 
@@ -112,9 +113,10 @@ def judge(run: Run, data: Dataset, generated: int) -> Judge:
 def reference_rows(judge: Judge, data: Dataset, generated: int) -> dict[str, dict[str, Any]]:
     """Returns the verdicts that frame all others: real training images (ceiling), blurred digits and noise (floor).
 
-    They depend on the judge and the images alone, and are cached under the hash of its weights.
+    They depend on the judge, the images and the code that judges alone, and are cached under the hashes of these.
     """
-    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{generated}.json"
+    code = hashlib.sha256(Path(metrics.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{code}-{generated}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged: judged anew
         cached = json.loads(path.read_text())
         return {
@@ -164,5 +166,5 @@ def _train(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:
 
     batch_size = min(BATCH_SIZE, max(16, len(data.train) // 50))  # steps enough also of the few stand-in digits
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
-    recipe = Recipe(EPOCHS, batch_size, triangular(0.2), run.settings.precision)
+    recipe = Recipe(EPOCHS, batch_size, triangular(0.2), "auto")  # the same judge whatever the models' precision is
     return fit(run, "classifier", network, optimizer, batch_loss, len(data.train), recipe, generator).state_dict()

@@ -208,10 +208,13 @@ def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> 
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     shown = [name for name in names if "samples" in name or "real" in name]
-    for name, colour, shift in zip(shown, (COLOURS[0], COLOURS[5], "0.75"), (-1, 0, 1), strict=True):
+    width = 0.84 / len(shown)
+    for place, name in enumerate(shown):
+        colour = "0.75" if "real" in name else COLOURS[5 * place % len(COLOURS)]
         percent = [100 * fraction for fraction in rows[name]["classes"]]
         label = f"{name} ({rows[name]['confidence']:.0%} sure)"
-        classes.bar(np.arange(len(percent)) + 0.28 * shift, percent, 0.27, color=colour, label=label)
+        offset = width * (place - (len(shown) - 1) / 2)
+        classes.bar(np.arange(len(percent)) + offset, percent, 0.96 * width, color=colour, label=label)
     classes.set(xlabel="class by the classifier", ylabel="images [%]")
     classes.set_xticks(range(10))
     classes.set_ylim(0, 1.45 * classes.get_ylim()[1])

@@ -62,7 +62,7 @@ def build(
 
     `deep` is Pythae's convolutional MNIST network, of fixed widths.
     """
-    act = ACTIVATIONS[arch]
+    act = ACTIVATIONS.get(arch, nn.ReLU)
     if arch == "deep":
         vae = VAE(*_deep(act), nn.Identity(), 1024, latent, learn_noise=learn_noise)
         vae.from_code = nn.Linear(latent, 1024 * 16)

@@ -43,7 +43,7 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "coverage": ("coverage", 3),
 }
 SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)}  # set for the study, not for a model
-COMPARED = ("fid", "elbo", "fid_mixture", "coverage")
+COMPARED = ("fid", "elbo", "nll", "fid_mixture", "coverage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StudySettings(cli.RunSettings):
     @property
     def at_once(self) -> int:
         """How many trainings run at a time."""
-        return self.processes or (1 if self.device == "cuda" or torch.cuda.is_available() else cpu_count())
+        return self.processes or (1 if self.device != "cpu" and torch.cuda.is_available() else cpu_count())
 
 
 def main(settings: StudySettings) -> None:

@@ -34,7 +34,10 @@ def main(settings: Settings) -> None:
         settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
     )
     beta = f"-beta{settings.beta:g}" if settings.beta != 1 else ""
-    run = Run(settings, "vae", f"{images.name}-{settings.arch}{beta}-{settings.prior}-{settings.latent}", device)
+    mean, std = settings.prior_parameters
+    named = settings.prior_mean is None and settings.prior_std is None
+    prior_name = settings.prior if named else f"prior{mean:g}_{std:g}"
+    run = Run(settings, "vae", f"{images.name}-{settings.arch}{beta}-{prior_name}-{settings.latent}", device)
     if run.finished:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
@@ -45,8 +48,6 @@ def main(settings: Settings) -> None:
 
     say(f"1/5 training on {images.caption}: {len(seen.train)} images, run folder {run.path}")
     model = train(run, settings, seen)
-    mean, std = settings.prior_parameters
-    named = settings.prior_mean is None and settings.prior_std is None
     rates = run.history("vae")["images_per_second"]
     metrics: dict[str, Any] = {
         "dataset": images.record(),
@@ -61,12 +62,16 @@ def main(settings: Settings) -> None:
     say("2/5 bounds on the likelihood of the test images, at β = 1")
     samples = settings.nll_samples or (5000 if device.type == "cuda" else 100)
     metrics |= run.remembered(
-        "bounds", lambda: objective.evaluate_bounds(model, seen.test.images, prior, samples=samples, seed=seed)
+        "bounds",
+        lambda: {
+            **objective.evaluate_bounds(model, seen.test.images, prior, samples=samples, seed=seed),
+            "nll_samples": samples,
+        },
     )
-    metrics["nll_samples"] = samples
     means, deviations = objective.posterior_means(model, seen.test.images)
     metrics["active_units"] = objective.active_units(means, prior)
-    say(f"    ELBO {metrics['elbo']:.2f} nats, NLL at most {metrics['nll']:.2f} nats ({samples} codes an image)")
+    bound = f"NLL at most {metrics['nll']:.2f} nats ({metrics['nll_samples']} codes an image)"
+    say(f"    ELBO {metrics['elbo']:.2f} nats, {bound}")
 
     say("3/5 judging samples")
     critic = judge(run, images, settings.generated)
@@ -195,7 +200,8 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
 def model_title(settings: Settings) -> str:
     """Returns the model in words, for figures."""
-    name = {"fc": "fully connected", "conv": "convolutional", "deep": "deep convolutional"}[settings.arch]
+    names = {"fc": "fully connected", "conv": "convolutional", "deep": "deep convolutional"}
+    name = names.get(settings.arch, settings.arch)
     kind = "VAE" if settings.beta == 1 else f"β-VAE (β = {settings.beta:g})"
     if settings.capacity is not None:
         kind += f", capacity {settings.capacity:g} nats"

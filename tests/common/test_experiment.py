@@ -118,6 +118,44 @@ def test_damaged_history_is_told(tmp_path: Path, damage: str) -> None:
         resumed(run)
 
 
+def test_killed_in_the_first_row_after_a_rewind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed stage begins at its checkpoint with fewer rows than were whole before; it can be resumed again."""
+    run = a_run(tmp_path)
+    for step in (1, 2, 3):
+        run.log("dense", step, {"loss": 0.5})
+    again = resumed(run)
+    again.rewind("dense", 1)
+    monkeypatch.setattr(again._writer, "flush", lambda: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        again.log("dense", 2, {"loss": 0.4})
+    assert resumed(again).history("dense") == {"step": [1, 2], "loss": [0.5, 0.4]}
+
+
+def test_what_was_made_after_deleted_weights_is_made_anew(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    made: list[str] = []
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        made.append(name)
+        return {"w": torch.zeros(1)}
+
+    def stages(run: Run) -> None:
+        run.remembered("images", lambda: made.append("images"))
+        run.remembered_weights("dense", lambda: weights("dense"))
+        run.remembered("curves", lambda: made.append("curves"))
+        run.remembered_weights("tuned", lambda: weights("tuned"))
+
+    stages(run)
+    stages(resumed(run))
+    assert made == ["images", "dense", "curves", "tuned"]
+    (run.checkpoints / "tuned.safetensors").unlink()
+    stages(resumed(run))
+    assert made[4:] == ["tuned"]
+    (run.checkpoints / "dense.safetensors").unlink()
+    stages(resumed(run))
+    assert made[5:] == ["dense", "curves", "tuned"]
+
+
 def test_another_tasks_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a run of test, not of rl"):
         resumed(a_run(tmp_path), task="rl")

@@ -42,6 +42,13 @@ def _scripted() -> Iterator[None]:
     del gym.registry["Scripted-v0"]
 
 
+def test_a_task_without_a_time_limit_is_refused() -> None:
+    gym.register("Endless-v0", Scripted)
+    with pytest.raises(UsageError, match="--env-id Endless-v0: no time limit"):
+        make("Endless-v0", "dense")
+    del gym.registry["Endless-v0"]
+
+
 def test_every_transition_is_one_that_was_taken() -> None:
     """No autoreset step; the last state of an episode, not the next one's first; a time limit is no termination."""
     environments = Environments("Scripted-v0", "dense", [0, 1])

@@ -110,7 +110,9 @@ def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, ki
     arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path)]
     run = killed([*COMMAND, *arguments], tmp_path, "agents.state.pt")
     assert not (run / "checkpoints" / "agents.safetensors").exists()
+    (run / "checkpoints" / "replay" / ".000000000800.pt.left").touch()  # as if killed while it was written
     train("--resume", str(run))
+    assert not (run / "checkpoints" / "replay").exists()
     ours, unbroken = (load_weights(r / "checkpoints" / "agents.safetensors") for r in (run, smoke))
     assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
     assert metrics_of(run)["eval_returns"] == metrics_of(smoke)["eval_returns"]
@@ -166,6 +168,21 @@ def test_one_update_a_step_after_the_random_steps() -> None:
     assert agents.summed == 10
     steps = {int(state["step"]) for state in agents.sac.actor_optimizer.state.values()}
     assert steps == {10}
+
+
+def test_a_name_without_its_code_is_an_error(tmp_path: Path) -> None:
+    """Where a new reward or curiosity is begun with its name alone, nothing else may run under that name."""
+    with pytest.raises(AssertionError, match="mine"):
+        Lockstep(Settings(icm="mine"), torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="mine"):
+        Lockstep(Settings(reward="mine"), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_steps_without_an_update_do_not_count_in_the_rate(smoke: Path) -> None:
+    rows = rows_of(smoke, "train")
+    rates = [float(row["agent_steps_per_second"]) for row in rows]
+    assert [int(row["step"]) for row in rows] == [600, 800, 1000, 1200]
+    assert max(rates) < 4 * min(rates)  # the random steps are twenty times as fast
 
 
 def test_diverging_training_stops_with_the_step_and_the_last_checkpoint(tmp_path: Path, refused: Refused) -> None:

@@ -30,6 +30,14 @@ def test_bernoulli_log_likelihood(generator: torch.Generator) -> None:
     torch.testing.assert_close(objective.log_likelihood(model(), logits, x), expected)
 
 
+def test_the_likelihood_is_float32_under_autocast(generator: torch.Generator) -> None:
+    logits = 3 * torch.randn(5, 1, 28, 28, generator=generator)
+    x = (torch.rand(5, 1, 28, 28, generator=generator) < 0.5).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = objective.log_likelihood(model(), logits, x)
+    torch.testing.assert_close(autocast, objective.log_likelihood(model(), logits, x))
+
+
 def test_gaussian_log_likelihood(generator: torch.Generator) -> None:
     noisy = model(learn_noise=True)
     logits, x = torch.randn(5, 1, 28, 28, generator=generator), torch.rand(5, 1, 28, 28, generator=generator)

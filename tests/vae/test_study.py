@@ -36,6 +36,13 @@ def study(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
     return folder / "vae" / "s"
 
 
+def test_on_a_cpu_a_training_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("vae.study.cpu_count", lambda: 6)
+    assert StudySettings(device="cpu").at_once == 6
+    assert StudySettings(device="auto").at_once == 1
+
+
 def test_runs_all_models_and_seeds(study: Path) -> None:
     runs = sorted(path.parent.name for path in study.glob("runs/vae/*/metrics.json"))
     assert runs == ["beta-seed0", "beta-seed1", "plain-seed0", "plain-seed1"]
@@ -88,7 +95,7 @@ def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys:
 
 
 def test_differences_are_first_minus_second() -> None:
-    one = {key: [3.0, 5.0] for key in ("fid", "elbo", "fid_mixture", "coverage")}
+    one = {key: [3.0, 5.0] for key in ("fid", "elbo", "nll", "fid_mixture", "coverage")}
     other = {key: [1.0, 2.0] for key in one}
     assert compare(one, other)["elbo"]["estimate"] == 2.5
 
