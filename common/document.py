@@ -16,8 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from common.experiment import git_commit
-from common.files import write_atomically
+from common.files import git_commit, write_atomically
 from common.folders import Folder
 from common.plotting import png_bytes
 from common.tables import Table

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
-from common.files import load_weights, save_weights, write_atomically
+from common.files import git_commit, load_weights, save_weights, write_atomically
 from common.plotting import png_bytes
 
 T = TypeVar("T")
@@ -279,16 +278,6 @@ class Run:
 def say(message: str) -> None:
     """Tells the user what is going on, on standard error."""
     print(message, file=sys.stderr, flush=True)
-
-
-def git_commit() -> str | None:
-    """Returns the commit of the code that runs, with `-dirty` when files differ from it; None outside a checkout."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        root = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def require_finite(value: float, what: str, checkpoint: Path | None) -> None:

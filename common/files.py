@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written to a temporary name, synced, then renamed."""
+"""The checkout, and files that are either whole or not there: written to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
@@ -87,3 +88,12 @@ def load_state(path: Path) -> dict[str, Any]:
         return state
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable checkpoint: {error}") from None
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the code that runs, with `-dirty` when files differ from it; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

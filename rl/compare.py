@@ -142,13 +142,13 @@ def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[
     ]
     return [
         Table(head, rows, protocol),
-        Table(["difference, paired by seed", "mean return", "0 excluded", "probability of improvement"], gains),
+        Table(["difference, paired by seed", "mean return", "so", "probability of improvement"], gains),
     ]
 
 
 def reading(gain: stats.Interval) -> str:
-    """Returns what the interval allows to say: a difference, or none that these seeds can show."""
-    return "yes" if gain.excludes_zero else "no: nothing shown"
+    """Returns what the interval allows to say of a difference in return."""
+    return ("better" if gain.estimate > 0 else "worse") if gain.excludes_zero else "nothing shown"
 
 
 def improvement(arms: Sequence[Arm], one: str, other: str) -> stats.Interval:

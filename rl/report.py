@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.document import Block, Picture, Section, run_details
 from common.errors import RunError
 from common.folders import Folder, usable
 from common.plotting import COLOURS
-from common.stats import Interval, paired_difference
+from common.stats import Interval
 from common.tables import Table, difference
 from rl import compare
 
@@ -52,9 +52,16 @@ def section(folders: Sequence[Folder]) -> Section:
     order = sorted(runs, key=lambda run: (ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters))
     for group in comparable([folder for folder, _ in order]):
         arms = named_apart(group[: len(COLOURS)])
-        protocol, *tables = compare.tables(arms, compare.paired(arms))
+        differences = compare.paired(arms)
+        protocol, *tables = compare.tables(arms, differences)
         curves = Picture("Mean over seeds with its 95 % interval.", compare.curves(arms))
-        blocks += [f"# {protocol.caption.split(';')[0]}", *said_and_measured(arms), curves, protocol, *tables]
+        blocks += [
+            f"# {protocol.caption.split(';')[0]}",
+            *said_and_measured(arms, differences),
+            curves,
+            protocol,
+            *tables,
+        ]
         if len(group) > len(arms):
             left_out = ", ".join(arm.name for arm in group[len(arms) :])
             blocks.append(f"Left out, because no more than {len(arms)} can be told apart in one figure: {left_out}.")
@@ -80,8 +87,8 @@ def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def said_and_measured(arms: Sequence[compare.Arm]) -> list[Block]:
-    """Returns what the reference study claimed beside the differences that these arms show, if they hold the claim."""
+def said_and_measured(arms: Sequence[compare.Arm], differences: Mapping[str, Interval]) -> list[Block]:
+    """Returns what the reference study claimed beside the `differences` of these arms, if they hold the claim."""
     stacked = next((arm for arm in arms if arm.metrics["icm"] == "stacked"), None)
     if stacked is None:
         return []
@@ -98,15 +105,10 @@ def said_and_measured(arms: Sequence[compare.Arm]) -> list[Block]:
                 row = ["ICM on a stack of frames against SAC without curiosity", "no claim"]
             case _:
                 continue
-        gain = paired_difference(stacked.metrics["eval_returns"], arm.metrics["eval_returns"])
-        rows.append([*row, difference(gain), verdict(gain)])
+        gain = differences[f"{stacked.name} − {arm.name}"]
+        rows.append([*row, difference(gain), compare.reading(gain)])
     head = ["", "the reference study said", "we measured, difference in return", "so"]
     return [Table(head, rows, "Seed by seed, 95 % bootstrap intervals.")] if rows else []
-
-
-def verdict(gain: Interval) -> str:
-    """Returns a difference in return in words."""
-    return ("better" if gain.estimate > 0 else "worse") if gain.excludes_zero else "nothing shown"
 
 
 def named_apart(group: Sequence[compare.Arm]) -> list[compare.Arm]:

@@ -45,7 +45,7 @@ def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
     text = " ".join(text_of(page).split())
     assert "dense test accuracy 87 % 87.66 %" in text
     assert "convolution weights kept 23 % 22.97 %" in text
-    assert "stacked − none +484 [−251, +1473] no: nothing shown" in text
+    assert "stacked − none +484 [−251, +1473] nothing shown 0.72" in text
     assert "against SAC without curiosity no claim +484 [−251, +1473] nothing shown" in text
     assert "conv 16: β-VAE − VAE, N(1, 2²) +318 [+312, +325]" in text
     said = "“significantly better” FID +318 [+312, +325] , ELBO −17.72 [−18.02, −17.48] worse"

@@ -9,7 +9,8 @@ import pytest
 
 from common import cli
 from common.errors import RunError, UsageError
-from rl.compare import Comparison, main
+from common.stats import Interval
+from rl.compare import Comparison, main, reading
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 
@@ -71,3 +72,8 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
     with pytest.raises(UsageError, match="a run's folder"):
         main(Comparison(tuple(arms), arms[0]))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_difference_in_words() -> None:
+    gains = [Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0), Interval(2.0, -1.0, 3.0), Interval(2.0, 2.0, 2.0)]
+    assert [reading(gain) for gain in gains] == ["better", "worse", "nothing shown", "nothing shown"]

@@ -18,7 +18,6 @@ import yaml
 from common import cli, data
 from common.files import load_weights, save_weights
 from vae import objective
-from vae.classifier import Classifier
 from vae.priors import carried_to
 from vae.settings import Settings
 from vae.train import as_seen, initial_model, main
@@ -283,25 +282,3 @@ def test_every_preset_is_accepted() -> None:
     assert presets
     for path in presets:
         cli.parse(Settings, ["--config", str(path)]).check()
-
-
-@pytest.mark.real_data
-def test_classifier_reaches_99_percent_on_mnist(real_data_dir: Path, tmp_path: Path) -> None:
-    """Also that a run on the real images says so; one epoch of a small VAE."""
-    arguments = ["--dataset", "mnist", "--data-dir", str(real_data_dir), "--arch", "fc", "--hidden", "64"]
-    short = ["--epochs", "1", "--nll-samples", "1", "--generated", "1000", "--latent", "2"]
-    run = Path(train(*arguments, *short, "--results-dir", str(tmp_path)).stdout.splitlines()[-1])
-    metrics = metrics_of(run)
-    assert metrics["dataset"]["stand_in_for"] is None
-    assert metrics["dataset"]["images"] == 70_000
-    assert metrics["classifier"]["accuracy"] >= 0.99
-    assert -250 < metrics["elbo"] < -140
-
-
-def test_classifier_separates_features_from_head() -> None:
-    network = Classifier(10).eval()
-    images = torch.rand(4, 1, 28, 28)
-    features = network.features(images)
-    assert features.shape == (4, 64)
-    assert (features < 0).any()  # before the ReLU
-    torch.testing.assert_close(network(images), network.head(features.relu()))
