@@ -17,11 +17,10 @@ import hashlib
 import json
 import math
 import struct
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ import tyro
 import zstandard
 from torch import Tensor
 
+from common import cli
 from common.errors import RunError
 from common.files import write_atomically
 from pruning.masks import Masks
@@ -227,25 +227,18 @@ def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]
 class Inspect:
     """Checks a sparse network file and lists what is in it."""
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: tyro.conf.Positional[Path]
     """The file, such as results/pruning/<run>/checkpoints/network.float16.sparse."""
 
 
-def main() -> None:
+def main(options: Inspect) -> None:
     """Prints format, size and kept weights of the file on the command line."""
-    settings = tyro.cli(Inspect)
-    try:
-        network = load_sparse(settings.file)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
-    print(
-        f"{settings.file}: version {VERSION}, values {network.values}, {settings.file.stat().st_size:,} bytes, intact"
-    )
+    network = load_sparse(options.file)
+    print(f"{options.file}: version {VERSION}, values {network.values}, {options.file.stat().st_size:,} bytes, intact")
     for layer, mask in network.masks.items():
         kept, total = int(mask.sum()), mask.numel()
         print(f"{layer:14} {tuple(mask.shape)!s:22} {kept:>10,} of {total:>10,} kept, sparsity {1 - kept / total:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.command(main, Inspect)
