@@ -27,7 +27,7 @@ from common.experiment import say
 from common.files import ROOT, write_atomically
 from common.grid import Arm, Grid, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, here, run_jobs
-from common.tables import Table, counted, difference
+from common.tables import BOLD, Table, counted, difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,9 +239,7 @@ def tables(outcomes: Sequence[Outcome], columns: Sequence[str], baseline: str | 
             both = [seed for seed in by_seed if seed in base]
             gains = {c: [by_seed[s].get(c, math.nan) - base[s].get(c, math.nan) for s in both] for c in columns}
             rows.append([name, str(len(both)), *(_cell(gains[column], difference) for column in columns)])
-        caption = (
-            f"Differences from {baseline}, seed by seed, with 95 % bootstrap intervals; bold where they exclude 0."
-        )
+        caption = f"Differences from {baseline}, seed by seed, with 95 % bootstrap intervals; {BOLD}."
         result.append(Table(head, rows, caption))
     return result
 

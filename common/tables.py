@@ -6,7 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from common.stats import Interval
+from common.stats import FEWEST, Interval
+
+BOLD = f"bold where the interval of {FEWEST} values or more excludes 0"  # what `difference` does, for captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def difference(interval: Interval, decimals: int | None = None) -> str:
-    """Returns a difference with its sign and interval, bold where the interval excludes 0."""
+    """Returns a difference with its sign and interval, bold where it is conclusive."""
     text = interval.text(decimals, signed=True)
-    return f"**{text}**" if interval.excludes_zero else text
+    return f"**{text}**" if interval.conclusive else text
 
 
 def counted(number: int, noun: str) -> str:

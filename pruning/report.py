@@ -11,7 +11,7 @@ from typing import Any
 from common import stats
 from common.document import Block, Picture, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
-from common.tables import Table, counted, difference
+from common.tables import BOLD, Table, counted, difference
 from pruning import figures
 
 CAPTIONS = {
@@ -166,7 +166,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     if group[0].folder.stand_in_for:
         caption = f"STAND-IN {caption}"
     figure = figures.accuracy_against_sparsity(curves, control, caption)
-    table = Table([*head, "file"], rows, f"{text}. Differences seed by seed; bold where the interval excludes 0.")
+    table = Table([*head, "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table]
 
 
@@ -181,7 +181,7 @@ def percent(fraction: float, decimals: int = 2) -> str:
 
 def accuracy_text(accuracy: stats.Interval) -> str:
     """Returns an accuracy with its interval in per cent."""
-    return stats.Interval(*(100 * value for value in dataclasses.astuple(accuracy))).text(2)
+    return stats.Interval(100 * accuracy.estimate, 100 * accuracy.low, 100 * accuracy.high).text(2)
 
 
 HEAD = [

@@ -121,7 +121,7 @@ def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
 
 
 def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[Table]:
-    """Returns every arm's figures, and the differences between arms, bold where they exclude 0."""
+    """Returns every arm's figures, and the differences between arms, bold where they are conclusive."""
     first = arms[0].metrics
     protocol = (
         f"{first['env_id']}, {first['reward']} reward, {counted(len(first['seeds']), 'seed')} × {first['env_steps']:,} "
@@ -148,7 +148,9 @@ def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[
 
 def reading(gain: stats.Interval) -> str:
     """Returns what the interval allows to say of a difference in return."""
-    return ("better" if gain.estimate > 0 else "worse") if gain.excludes_zero else "nothing shown"
+    if gain.values < stats.FEWEST:
+        return "too few seeds"
+    return ("better" if gain.estimate > 0 else "worse") if gain.conclusive else "nothing shown"
 
 
 def improvement(arms: Sequence[Arm], one: str, other: str) -> stats.Interval:

@@ -16,6 +16,7 @@ from torch.distributions import Normal
 
 from common.data import Split
 from common.plotting import COLOURS, figure
+from common.stats import Interval
 from vae.models import SIDE, VAE
 from vae.objective import decoded, pixels
 from vae.priors import kl_divergence
@@ -250,15 +251,16 @@ def sheet_of_samples(pictures: Mapping[str, Tensor], captions: Mapping[str, str]
     return sheet
 
 
-def claims(differences: Mapping[str, Mapping[str, Mapping[str, float]]], caption: str) -> Figure:
+def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: str) -> Figure:
     """Paired differences with their intervals, one row a claim: what excludes zero is drawn in colour."""
     figures = {"fid": "FID (lower is better)", "elbo": "ELBO [nats] (higher is better)"}
     size = (11, 1.3 + 0.42 * len(differences))
     sheet, panels = figure("Differences, seed by seed, with 95 % intervals", caption, columns=2, size=size)
     for axes, (key, label) in zip(panels, figures.items(), strict=True):
         for place, by_figure in enumerate(differences.values()):
-            estimate, low, high = (by_figure[key][part] for part in ("estimate", "low", "high"))
-            colour = COLOURS[1] if low > 0 or high < 0 else "0.5"
+            difference = Interval(**by_figure[key])
+            estimate, low, high = difference.estimate, difference.low, difference.high
+            colour = COLOURS[1] if difference.conclusive else "0.5"
             axes.plot([low, high], [place, place], color=colour)
             axes.plot(estimate, place, "o", color=colour)
         axes.axvline(0, color="0.2", linewidth=0.8)

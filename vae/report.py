@@ -8,13 +8,13 @@ from typing import Any
 
 from common.document import Block, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
-from common.stats import Interval, number
+from common.stats import FEWEST, Interval, number
 from common.tables import Table, counted, difference
 from vae.study import COLUMNS, COMPARED, tables
 
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
-    "claims": "Differences seed by seed with their 95 % intervals; those that exclude 0 in colour.",
+    "claims": "Differences seed by seed with their 95 % intervals; the conclusive ones in colour.",
     "training": "ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images.",
     "reconstructions": "Test images over what the decoder makes of the means of their posteriors.",
     "samples_prior": "What the decoder makes of codes from the prior.",
@@ -107,7 +107,9 @@ def said_and_measured(
 
 def verdict(fid: Interval, elbo: Interval) -> str:
     """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
-    better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.excludes_zero}
+    if min(fid.values, elbo.values) < FEWEST:
+        return "too few seeds"
+    better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.conclusive}
     words = {frozenset(): "nothing shown", frozenset({True}): "better", frozenset({False}): "worse"}
     return words.get(frozenset(better), "better in one, worse in the other")
 

@@ -26,7 +26,7 @@ from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, write_atomically
 from common.jobs import Job, Work, here, options, run_jobs
-from common.tables import Table, counted, difference
+from common.tables import BOLD, Table, counted, difference
 from vae import figures, objective, samplers
 from vae.classifier import judge
 from vae.settings import Settings
@@ -203,7 +203,7 @@ def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:
 
 def tables(
     models: Mapping[str, Mapping[str, Sequence[float]]],
-    claims: Mapping[str, Mapping[str, Mapping[str, float]]],
+    claims: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> list[Table]:
     """Returns every model's figures, and every claim's differences with their intervals."""
     seeds = counted(len(next(iter(models.values()))["elbo"]), "seed")
@@ -218,7 +218,7 @@ def tables(
             [claim, *(difference(stats.Interval(**differences[key])) for key in COMPARED)]
             for claim, differences in claims.items()
         ]
-        caption = f"Differences seed by seed ({seeds}), mean and 95 % bootstrap interval; bold where it excludes 0."
+        caption = f"Differences seed by seed ({seeds}), mean and 95 % bootstrap interval; {BOLD}."
         result.append(Table(["claim", *(COLUMNS[key][0] for key in COMPARED)], rows, caption))
     return result
 

@@ -102,6 +102,7 @@ def test_a_lower_fid_and_a_higher_elbo_are_better(
 ) -> None:
     intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
     assert verdict(*intervals) == words
+    assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
 
 
 def test_arms_that_find_no_colour_are_named(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     main(Report(tmp_path, format="md"))
     text = (tmp_path / "report.md").read_text()
     assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in text
-    assert "| lamp | 95.0 % | 2 | 87.50 [87.00, 88.00] | **−1.50 [−2.00, −1.00]** |" in text
+    assert "| lamp | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ def test_interval_of_many_values_is_the_normal_one() -> None:
 
 
 def test_one_value_or_equal_values_are_a_point() -> None:
-    assert stats.mean([2.0]) == stats.Interval(2.0, 2.0, 2.0)
-    assert stats.mean([2.0, 2.0]) == stats.Interval(2.0, 2.0, 2.0)
-    assert not stats.mean([2.0]).excludes_zero  # one seed shows nothing
+    assert stats.mean([2.0]) == stats.Interval(2.0, 2.0, 2.0, 1)
+    assert stats.mean([2.0, 2.0]) == stats.Interval(2.0, 2.0, 2.0, 2)
+    assert not stats.mean([2.0]).conclusive  # one seed shows nothing
 
 
 def test_pairing_takes_out_what_the_seeds_share() -> None:
@@ -32,9 +32,9 @@ def test_pairing_takes_out_what_the_seeds_share() -> None:
     one, other = shared + 1 + 0.01 * np.arange(8), shared
     difference = stats.paired_difference(one.tolist(), other.tolist())
     assert difference.estimate == pytest.approx(1.035)
-    assert difference.excludes_zero
+    assert difference.conclusive
     shuffled = stats.paired_difference(one.tolist(), other[::-1].tolist())
-    assert not shuffled.excludes_zero
+    assert not shuffled.conclusive
 
 
 def test_arms_of_different_length_are_refused() -> None:
@@ -42,12 +42,21 @@ def test_arms_of_different_length_are_refused() -> None:
         stats.paired_difference([1.0, 2.0], [1.0])
 
 
-def test_coverage_for_five_seeds_is_what_the_docstring_says() -> None:
-    """Of 95 % percentile intervals over five normal values, about five in six contain the mean."""
+@pytest.mark.parametrize(("seeds", "coverage"), [(2, 0.5), (3, 0.75), (5, 0.835)])
+def test_coverage_for_few_seeds_is_what_the_docstring_says(seeds: int, coverage: float) -> None:
+    """Of 95 % percentile intervals over so few normal values, this share contains the mean."""
     generator = np.random.default_rng(0)
-    intervals = [stats.mean(generator.normal(size=5).tolist(), resamples=500) for _ in range(600)]
+    intervals = [stats.mean(generator.normal(size=seeds).tolist(), resamples=500) for _ in range(600)]
     covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
-    assert covered == pytest.approx(0.835, abs=0.04)
+    assert covered == pytest.approx(coverage, abs=0.04)
+
+
+@pytest.mark.parametrize(("seeds", "conclusive"), [(2, False), (4, False), (5, True)])
+def test_nothing_is_concluded_from_fewer_than_five_values(seeds: int, conclusive: bool) -> None:
+    values = [1.0 + 0.1 * seed for seed in range(seeds)]
+    assert stats.mean(values).low > 0
+    assert stats.mean(values).conclusive is conclusive
+    assert stats.probability_of_improvement([values], [[0.0] * 9]).values == seeds
 
 
 def test_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
@@ -93,7 +102,7 @@ def test_probability_of_improvement_counts_the_pairs_that_are_won() -> None:
 
 def test_probability_of_improvement_of_clear_cases() -> None:
     better, worse = [[5.0, 6.0, 7.0]], [[1.0, 2.0]]
-    assert stats.probability_of_improvement(better, worse) == stats.Interval(1, 1, 1)
+    assert stats.probability_of_improvement(better, worse) == stats.Interval(1, 1, 1, 2)
     assert stats.probability_of_improvement(worse, worse).estimate == 0.5
     with pytest.raises(ValueError, match="1 tasks against 2"):
         stats.probability_of_improvement(better, [[1.0], [2.0]])

@@ -77,3 +77,4 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
 def test_a_difference_in_words() -> None:
     gains = [Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0), Interval(2.0, -1.0, 3.0), Interval(2.0, 2.0, 2.0)]
     assert [reading(gain) for gain in gains] == ["better", "worse", "nothing shown", "nothing shown"]
+    assert reading(Interval(2.0, 1.0, 3.0, values=4)) == "too few seeds"
