@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,8 +17,13 @@ def pruned_count(weights: int, sparsity: float) -> int:
 
 
 @torch.no_grad()
-def mask_from_scores(scores: Tensor, sparsity: float) -> Tensor:
-    """Returns the mask that drops the fraction `sparsity` of lowest scores, exactly so many also among equal ones."""
+def mask_from_scores(scores: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
+    """Returns the mask that drops the fraction `sparsity` of lowest scores, exactly so many also among equal ones.
+
+    Weights that `kept` already drops go first, so that masks of rising sparsity are nested.
+    """
+    if kept is not None:
+        scores = scores.masked_fill(~kept, -math.inf)
     flat = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False, sorted=False)
     flat[lowest.indices] = False
@@ -26,17 +32,13 @@ def mask_from_scores(scores: Tensor, sparsity: float) -> Tensor:
 
 @torch.no_grad()
 def magnitude_mask(weight: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
-    """Returns the mask that drops the smallest magnitudes (Han et al. 2015, section 3).
-
-    Weights that `kept` already drops go first, so that masks of rising sparsity are nested.
-    """
-    scores = weight.abs() if kept is None else weight.abs().masked_fill(~kept, -1.0)
-    return mask_from_scores(scores, sparsity)
+    """Returns the mask that drops the smallest magnitudes (Han et al. 2015, section 3), those not `kept` first."""
+    return mask_from_scores(weight.abs(), sparsity, kept)
 
 
 @torch.no_grad()
 def random_mask(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
-    """Returns a mask that drops weights at random, the control for every criterion.
+    """Returns a mask that drops weights at random, the control for a criterion at the same layer sparsities.
 
     The same generator state gives nested masks for rising sparsity.
     """

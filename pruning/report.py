@@ -15,11 +15,18 @@ from common.tables import BOLD, Table, counted, difference
 from pruning import figures
 
 CAPTIONS = {
-    "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks what was chosen.",
+    "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice, up to 90 %.",
     "weights": "Histogram of every layer's weights, dense and after pruning and fine-tuning (those kept).",
     "outcome": "Accuracy before pruning, after it and after fine-tuning; bytes on disk; measured time.",
     "layers": "Weights and multiply-adds of every layer, all and what is left.",
     "training": "Loss and accuracy of the training and the fine-tuning, epoch by epoch.",
+}
+
+
+# Settings that may differ between the points of one curve: the point, its seed, how it chose, where it ran.
+MAY_DIFFER = {
+    *("allocation", "sparsity", "seed", "accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
+    *("dataset", "data_dir", "results_dir", "run_name", "device", "threads"),
 }
 
 
@@ -32,9 +39,6 @@ class Metrics:
     seed: int
     epochs: int
     finetune_epochs: int
-    batch_size: int
-    learning_rate: float
-    finetune_learning_rate: float
     dense_accuracy: float
     pruned_accuracy: float
     finetuned_accuracy: float
@@ -59,11 +63,11 @@ class Run:
         return round(1 - self.metrics.conv_weights_kept, 3)
 
     @property
-    def recipe(self) -> tuple[object, ...]:
+    def recipe(self) -> tuple[str, ...]:
         """What runs share that are points of one curve: the data and the training."""
-        m = self.metrics
-        rates = (m.batch_size, m.learning_rate, m.finetune_learning_rate)
-        return (m.dataset.get("name"), m.dataset.get("source"), m.epochs, m.finetune_epochs, m.schedule, *rates)
+        shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
+        data = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
+        return tuple(f"{name} {value}" for name, value in sorted({**shared, **data}.items()))
 
 
 def section(folders: Sequence[Folder]) -> Section:
@@ -126,11 +130,13 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     """Returns the curve of every allocation and the table of what each loses against the dense control."""
-    dense = {run.metrics.seed: run.metrics.finetuned_accuracy for run in group if run.sparsity == 0}
     arms: dict[tuple[str, float], dict[int, Run]] = defaultdict(dict)
+    again = []
     for run in group:
-        if run.sparsity > 0:
-            arms[run.metrics.allocation, run.sparsity][run.metrics.seed] = run
+        arm = arms[run.metrics.allocation if run.sparsity else "dense", run.sparsity]
+        if arm.setdefault(run.metrics.seed, run) is not run:
+            again.append(run.folder.label)
+    dense = {seed: run.metrics.finetuned_accuracy for seed, run in arms.pop(("dense", 0.0), {}).items()}
     curves: dict[str, list[tuple[float, stats.Interval]]] = defaultdict(list)
     rows = []
     for (allocation, sparsity), by_seed in sorted(arms.items()):
@@ -167,7 +173,8 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         caption = f"STAND-IN {caption}"
     figure = figures.accuracy_against_sparsity(curves, control, caption)
     table = Table([*head, "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
-    return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table]
+    repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
+    return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table, *repeats]
 
 
 def _mean(runs: Mapping[int, Run], figure: str) -> float:

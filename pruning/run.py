@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, assert_never
 
 from torch import Tensor
 
@@ -61,16 +61,15 @@ def main(settings: Settings) -> None:
         lambda: choose(settings, dense, metrics["sensitivity"], metrics["dense_validation_accuracy"]),
     )
 
-    def masks_at(share: float, kept: Masks | None = None) -> Masks:
+    def masks_at(share: float, weights: Mapping[str, Tensor], kept: Masks | None = None) -> Masks:
         due = {name: share * sparsity for name, sparsity in sparsities.items()}
         if settings.allocation == "random":
-            return random_masks(prunable_weights(network), due, stream_seed(settings.seed, "random masks"))
-        return magnitude_masks(prunable_weights(network), due, kept)
+            return random_masks(weights, due, stream_seed(settings.seed, "random masks"))
+        return magnitude_masks(weights, due, kept)
 
     say(f"4/6 pruning ({settings.schedule}) and fine-tuning")
-    network = copy.deepcopy(dense)
-    masks = masks_at(1.0)
-    pruned = copy.deepcopy(dense)
+    network, pruned = copy.deepcopy(dense), copy.deepcopy(dense)
+    masks = masks_at(1.0, prunable_weights(dense))
     apply_masks(prunable_weights(pruned), masks)
     metrics["pruned_accuracy"] = run.remembered("pruned_accuracy", lambda: test_accuracy(pruned))
     say(f"    accuracy pruned at once, before fine-tuning {metrics['pruned_accuracy']:.4f}")
@@ -115,13 +114,22 @@ def measure_sensitivity(run: Run, settings: Settings, images: data.Dataset, dens
 
 
 def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy: float) -> allocation.Sparsities:
-    """Returns the sparsity of every layer that `--allocation` asks for."""
+    """Returns the sparsity of every layer that `--allocation` asks for, decided once, on the dense network.
+
+    A gradual schedule takes every layer there by itself, also where one threshold chose the layers' shares.
+    """
     weights = prunable_weights(dense)
-    chosen = allocation.reference(weights)
-    total = sum(weight.numel() for weight in weights.values())
-    overall = sum(chosen[name] * weight.numel() for name, weight in weights.items()) / total
-    sparsity = settings.sparsity if settings.sparsity is not None else overall
+    reference = allocation.reference(weights)
+    if settings.sparsity is not None:
+        sparsity = settings.sparsity
+    else:
+        total = sum(weight.numel() for weight in weights.values())
+        sparsity = sum(reference[name] * weight.numel() for name, weight in weights.items()) / total
     match settings.allocation:
+        case "reference":
+            return reference
+        case "random":
+            return reference if settings.sparsity is None else allocation.uniform(weights, sparsity)
         case "scan" if settings.sparsity is None:
             return allocation.scan_for_budget(weights, curves, dense_accuracy, settings.accuracy_budget)
         case "scan":
@@ -134,9 +142,7 @@ def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy
             return allocation.erk(weights, sparsity)
         case "uniform":
             return allocation.uniform(weights, sparsity)
-        case "random" if settings.sparsity is not None:
-            return allocation.uniform(weights, sparsity)
-    return chosen
+    assert_never(settings.allocation)
 
 
 def save_sparse_files(

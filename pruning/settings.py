@@ -12,8 +12,6 @@ from common.cli import RunSettings
 from common.errors import UsageError
 from pruning.allocation import Allocation
 
-Fraction = Annotated[float, Interval(ge=0, le=1)]
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
@@ -65,7 +63,7 @@ class Settings(RunSettings):
 
     # 3. Choose
     allocation: Allocation = "reference"
-    """How much of each layer goes; random is the control: random masks at the reference sparsities."""
+    """How much of each layer goes; random masks are the control, at the reference sparsities or uniform ones."""
     sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
     """Overall fraction of convolution weights to prune; none means the reference's 0.7703 (for scan: the budget)."""
     accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
@@ -98,3 +96,9 @@ class Settings(RunSettings):
                 f"--sparsity {self.sparsity} with --allocation reference: its sparsities are fixed; "
                 "choose --allocation scan, uniform, global, lamp, erk or random"
             )
+        budget = self.accuracy_budget
+        if budget != Settings.accuracy_budget and (self.allocation != "scan" or self.sparsity is not None):
+            raise UsageError(f"--accuracy-budget {budget}: it is for --allocation scan without --sparsity")
+        for name in ("gradual_fraction", "gradual_every"):
+            if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is for --schedule gradual")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,18 +36,12 @@ def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense
     """
     torch.manual_seed(stream_seed(settings.seed, f"{stage} weights"))
     model = VGG11(len(data.classes)).to(run.device)
-    recipe = Recipe(
-        settings.epochs,
-        settings.batch_size,
-        triangular(settings.warmup),
-        settings.precision,
-        settings.ema_decay,
-    )
 
     def trained() -> dict[str, Tensor]:
         if settings.dense_weights is not None:
             return load_weights(settings.dense_weights)
-        return _fit(run, stage, settings, data, model, recipe, settings.learning_rate).state_dict()
+        epochs, rate, warmup = settings.epochs, settings.learning_rate, settings.warmup
+        return _fit(run, stage, settings, data, model, epochs, rate, warmup).state_dict()
 
     _load(
         model,
@@ -58,8 +52,8 @@ def train_dense(run: Run, settings: Settings, data: Dataset, stage: str = "dense
 
 
 def _load(model: VGG11, weights: dict[str, Tensor], origin: Path) -> None:
-    shapes = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, model.state_dict()))
-    if next(shapes) != next(shapes):
+    ours, theirs = ({n: t.shape for n, t in tensors.items()} for tensors in (model.state_dict(), weights))
+    if ours != theirs:
         raise RunError(f"{origin}: not a VGG11 with {model.classifier.out_features} classes")
     model.load_state_dict(weights)
 
@@ -70,14 +64,14 @@ def fine_tune(
     data: Dataset,
     model: VGG11,
     final_masks: Masks,
-    masks_at: Callable[[float, Masks], Masks],
+    masks_at: Callable[[float, Mapping[str, Tensor], Masks], Masks],
 ) -> Masks:
     """Fine-tunes `model` in place under masks and returns the masks it ends with.
 
-    One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, masks so far)`
-    every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps. The dropped weights
-    are exactly zero after every step, also in the moving average, and the momentum under them is cleared, so that
-    nothing can revive them.
+    One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, weights, masks so
+    far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps. The dropped
+    weights are exactly zero after every step, also in the moving average, and the momentum under them is cleared, so
+    that nothing can revive them.
     """
     gradual = settings.schedule == "gradual"
     masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
@@ -85,27 +79,20 @@ def fine_tune(
     def keep_pruned(state: TrainState) -> None:
         last = math.ceil(settings.gradual_fraction * state.total_steps)
         every = max(1, min(settings.gradual_every, last // 10))
-        if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
-            share = cubic_sparsity(state.step / last)
-            for name, mask in masks_at(share, masks).items():
-                masks[name].copy_(mask)
         weights = prunable_weights(model)
+        if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
+            for name, mask in masks_at(cubic_sparsity(state.step / last), weights, masks).items():
+                masks[name].copy_(mask)
         apply_masks(weights, masks)
         forget_momentum(weights, masks, state.optimizer)
         if isinstance(state.average, VGG11):
             apply_masks(prunable_weights(state.average), masks)
 
     def tuned() -> dict[str, Tensor]:
-        recipe = Recipe(
-            settings.finetune_epochs,
-            settings.batch_size,
-            triangular(settings.finetune_warmup),
-            settings.precision,
-            settings.ema_decay,
-        )
         apply_masks(prunable_weights(model), masks)
+        epochs, rate, warmup = settings.finetune_epochs, settings.finetune_learning_rate, settings.finetune_warmup
         result = _fit(
-            run, "finetuned", settings, data, model, recipe, settings.finetune_learning_rate, keep_pruned, masks
+            run, "finetuned", settings, data, model, epochs, rate, warmup, after_step=keep_pruned, masks=masks
         )
         save_weights(run.checkpoints / "masks.safetensors", masks)
         return result.state_dict()
@@ -124,12 +111,15 @@ def _fit(
     settings: Settings,
     data: Dataset,
     model: VGG11,
-    recipe: Recipe,
+    epochs: int,
     learning_rate: float,
+    warmup: float,
+    *,
     after_step: Callable[[TrainState], None] = lambda state: None,
     masks: Masks | None = None,
 ) -> nn.Module:
     """Runs the shared loop with SGD, label smoothing and augmentation."""
+    recipe = Recipe(epochs, settings.batch_size, triangular(warmup), settings.precision, settings.ema_decay)
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
     augment = Augmentation(data.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
     biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]

@@ -116,11 +116,14 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     """Two seeds: the dense control, and an arm that loses 1 and 2 points to it."""
     original = json.loads((REFERENCE / "pruning" / "metrics.json").read_text())
     settings = yaml.safe_load((REFERENCE / "pruning" / "config.yaml").read_text())
-    for seed, dense, pruned in ((0, 0.88, 0.87), (1, 0.90, 0.88)):
-        for name, allocation, kept, accuracy in (("dense", "uniform", 1.0, dense), ("lamp", "lamp", 0.05, pruned)):
+    arms = {"dense": ("uniform", 1.0, (0.88, 0.90), 0.7), "lamp": ("lamp", 0.05, (0.87, 0.88), 0.7)}
+    arms |= {"slower": ("lamp", 0.05, (0.1, 0.1), 0.9), "twice": ("lamp", 0.05, (0.1, 0.1), 0.7)}
+    for name, (allocation, kept, accuracies, fraction) in arms.items():
+        for seed, accuracy in enumerate(accuracies):
             folder = tmp_path / "pruning" / f"{name}-{seed}"
             folder.mkdir(parents=True)
-            changed = settings | {"allocation": allocation, "seed": seed, "schedule": "gradual"}
+            changed = settings | {"allocation": allocation, "seed": seed, "schedule": "gradual", "run_name": name}
+            changed["gradual_fraction"] = fraction  # another recipe is another curve
             (folder / "config.yaml").write_text(yaml.safe_dump(changed))
             metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
             (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -128,6 +131,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in text
     assert "| lamp | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
+    assert "there twice: pruning/twice-0, pruning/twice-1." in text
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_whatever_the_damage_there_is_a_page(results: Path, tmp_path: Path, file
         ("pruning/sparse98", "compression_ratio", float("nan")),
         ("pruning/reference", "sparse_bytes", 0),
         ("pruning/reference", "dense_bytes", 10**400),
-        ("pruning/sparse98", "dataset", {"name": ["a", "list"]}),
+        ("pruning/sparse98", "dataset", ["a", "list"]),
         ("rl/stacked", "eval_returns", ["a", "b", "c", "d", "e"]),
         ("rl/stacked", "eval_return_interval", ["1", "2"]),
         ("rl/stacked", "curiosity_parameters", "many"),

@@ -1,10 +1,12 @@
 """Fine-tuning under masks: dropped weights are exactly zero after every step, whatever the schedule and the average."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from common import data
 from common.experiment import Run
@@ -59,8 +61,8 @@ def test_dropped_weights_stay_exactly_zero(
 
     monkeypatch.setattr(training, "fit", watched_fit)
 
-    def masks_at(share: float, kept: Masks) -> Masks:
-        return magnitude_masks(prunable_weights(model), {n: share * s for n, s in wanted.items()}, kept)
+    def masks_at(share: float, weights: Mapping[str, Tensor], kept: Masks) -> Masks:
+        return magnitude_masks(weights, {n: share * s for n, s in wanted.items()}, kept)
 
     masks = fine_tune(run, chosen, digits, model, magnitude_masks(prunable_weights(model), wanted), masks_at)
     for name, weight in prunable_weights(model).items():
