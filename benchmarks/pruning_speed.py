@@ -231,8 +231,8 @@ def compare_scans(images: data.Dataset, settings: Settings, device: torch.device
     figures = compare("scan, whole passes of 72 settings", rates["plain"], rates["ours"])
     ours = {name: [round(a * len(split)) for a in curve.values()] for name, curve in our_scan.items()}
     differing = sum(abs(a - b) for name in ours for a, b in zip(ours[name], plain_scan[name], strict=True))
-    print(f"predictions on which the scans differ: {differing} of {work}")
-    return {"scan": {**figures, "differing_predictions": differing, "predictions": work}}
+    print(f"correct predictions that one scan counts and the other does not: {differing} of {work}")
+    return {"scan": {**figures, "difference_of_counts": differing, "predictions": work}}
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
             raise UsageError(f"{early.config or early.resume}: {name} belongs on the command line, not in a preset")
     if values.get("smoke_test") is True:
         values = {**settings_class.smoke, **values}  # a smoke run's own config.yaml holds every value: it is repeated
-    if early.smoke_test:
+    if early.smoke_test and early.resume is None:
         values |= settings_class.smoke
     preset = _checked(settings_class, values, early.config or early.resume or "defaults")
     settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)), "command line")

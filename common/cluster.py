@@ -1,7 +1,8 @@
 """The same runs on a Ray cluster: tasks of a node that dies run again elsewhere, and every run comes back once.
 
 Where the results folder is shared between the machines, an interrupted run goes on from its checkpoint on another node.
-Where it is not, the run starts anew there, and its finished folder is sent back.
+Where it is not, the run starts anew there, and its finished folder is sent back; a run that needs a file of an earlier
+one fails there.
 """
 
 from __future__ import annotations
@@ -75,7 +76,15 @@ def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
         return work.start(job, remark), b""
     with tempfile.TemporaryDirectory() as folder:
         there = Work(work.script, work.task, Path(folder))
-        status = there.start(job, remark)
+        needs = next((v for v in job.settings.values() if isinstance(v, str) and str(work.results_dir) in v), None)
+        if needs is None:
+            status = there.start(job, remark)
+        else:  # a {runs} of the sweep file
+            there.log(job).parent.mkdir(parents=True)
+            there.log(job).write_text(
+                f"{remark}\nerror: {needs}: not here; share the results folder between machines\n"
+            )
+            status = 1
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             archive.add(folder, arcname=".")

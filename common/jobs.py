@@ -204,7 +204,9 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two settings mean the same: YAML reads 2e-3 as text, which the script reads as the number."""
+    """Whether two settings mean the same: a path however it is spelt, a number that YAML reads as text, as 2e-3."""
+    if isinstance(one, str) and isinstance(other, str) and os.sep in one + other:
+        return os.path.abspath(one) == os.path.abspath(other)
     try:
         return bool(one == other or float(one) == float(other))
     except (TypeError, ValueError):

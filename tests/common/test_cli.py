@@ -130,6 +130,16 @@ def test_resume_keeps_the_runs_settings(tmp_path: Path) -> None:
         cli.parse(Settings, ["--resume", str(tmp_path / "none")])
 
 
+def test_resume_of_a_smoke_test_keeps_what_it_was_given(tmp_path: Path) -> None:
+    begun = cli.parse(Settings, ["--smoke-test", "--epochs", "5"])
+    (tmp_path / "config.yaml").write_text(cli.to_yaml(begun))
+    for typed in ([], ["--smoke-test"]):
+        assert cli.parse(Settings, ["--resume", str(tmp_path), *typed]).epochs == 5
+    (tmp_path / "config.yaml").write_text(cli.to_yaml(Settings(epochs=5)))
+    with pytest.raises(UsageError, match="--smoke-test True beside --resume"):
+        cli.parse(Settings, ["--resume", str(tmp_path), "--smoke-test"])
+
+
 def failing(error: BaseException) -> Any:
     def main(settings: Settings) -> None:
         raise error

@@ -114,6 +114,9 @@ def test_where_the_folder_is_not_shared_the_run_comes_back(
     assert list(on_ray(cluster.address, cpus=1, gpus=0)(work, [job])) == [(job, 0)]
     assert json.loads((work.folder(job) / "metrics.json").read_text())["loss"] == 1
     assert work.log(job).read_text().startswith("on node ")
+    later = Job("rate2", {"rate": 2, "seed": 0, "weights": f"{work.folder(job)}/weights"})
+    assert list(on_ray(cluster.address, cpus=1, gpus=0)(work, [later])) == [(later, 1)]
+    assert "rate1/weights: not here; share the results folder" in work.log(later).read_text()
     cluster.remove_node(node)
 
 

@@ -70,6 +70,14 @@ def test_numbers_are_compared_as_numbers_and_places_not_at_all(script: str, tmp_
     run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": "2e-3"}, {"data_dir": "elsewhere"})], here(1))
 
 
+def test_a_path_is_the_same_however_it_is_spelt(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": "x/weights"})], here(1))
+    run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": f"{tmp_path}/x/weights"})], here(1))
+    with pytest.raises(RunError, match="rate x/weights, not y/weights"):
+        run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": "y/weights"})], here(1))
+
+
 def test_a_run_stopped_before_it_wrote_its_settings_starts_anew(script: str, tmp_path: Path) -> None:
     (tmp_path / "toy" / "rate1").mkdir(parents=True)
     folders = run_jobs(Work(script, "toy", tmp_path), jobs(1), here(1))

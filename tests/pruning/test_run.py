@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from common.files import load_weights, save_weights
+from common.device import stream_seed
+from common.files import load_state, load_weights, save_weights
+from pruning.allocation import uniform
+from pruning.masks import random_masks
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
-from pruning.vgg import VGG11
+from pruning.vgg import VGG11, prunable_weights
 
 Refused = Callable[..., tuple[int, str]]
 Killed = Callable[[Sequence[str], Path, str], Path]
@@ -97,6 +100,27 @@ def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path, ki
     assert len((run / "history.csv").read_text().splitlines()) == 4
 
 
+def test_kill_9_while_pruning_gradually_and_at_random(smoke: Path, tmp_path: Path, killed: Killed) -> None:
+    """From given weights, killed between two prunings: the same masks and weights as the unbroken run."""
+    typed = [*COMMAND, "--smoke-test", "--allocation", "random", "--sparsity", "0.9", "--schedule", "gradual"]
+    typed += ["--finetune-epochs", "2", "--dense-weights", str(smoke / "checkpoints" / "dense.safetensors")]
+    run = killed([*typed, "--results-dir", str(tmp_path / "broken")], tmp_path / "broken", "finetuned.state.pt")
+    half = load_state(run / "checkpoints" / "finetuned.state.pt")
+    study("--resume", str(run))
+    done = study(*typed[2:], "--results-dir", str(tmp_path))
+    unbroken = Path(done.stdout.splitlines()[-1])
+    for name in ("dense", "finetuned", "masks"):
+        ours, theirs = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, unbroken))
+        assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+    weights = prunable_weights(VGG11())
+    final = random_masks(weights, uniform(weights, 0.9), stream_seed(0, "random masks"))
+    for name, mask in load_weights(run / "checkpoints" / "masks.safetensors").items():
+        assert torch.equal(mask, final[name])
+        assert mask.sum() < half["carried"][name].sum() < mask.numel()
+        assert (half["carried"][name] | ~mask).all()  # what is kept at the end was never dropped
+    assert metrics_of(run)["conv_weights_kept"] == pytest.approx(0.1, abs=1e-4)
+
+
 @pytest.mark.parametrize("file", ["dense", "masks"])
 def test_another_networks_file_is_told(smoke: Path, tmp_path: Path, file: str, refused: Refused) -> None:
     shutil.copytree(smoke, tmp_path / "run")
@@ -125,6 +149,8 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
         (["--sparsity", "1"], 2, "--sparsity 1"),
         (["--sparsity", "0.5"], 2, "--allocation reference"),
         (["--allocation", "magic"], 2, "lamp"),
+        (["--accuracy-budget", "0.05"], 2, "--accuracy-budget 0.05: it is for --allocation scan"),
+        (["--gradual-fraction", "0.5"], 2, "--gradual-fraction 0.5: it is for --schedule gradual"),
         (["--epochs", "0"], 2, "--epochs 0"),
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),
