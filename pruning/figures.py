@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]
+Rule = tuple[str, str]  # allocation and schedule
 
 
 def training(dense: History, finetuned: History, caption: str) -> Figure:
@@ -126,15 +128,23 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 
 
 def accuracy_against_sparsity(
-    curves: Mapping[str, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
+    curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
 ) -> Figure:
-    """Test accuracy of every allocation over the share of weights that is left, with intervals over seeds."""
+    """Test accuracy of every rule over the share of weights that is pruned, with intervals over seeds.
+
+    An allocation has its colour, dashed for one-shot pruning.
+    """
     sheet, (axes,) = figure("Accuracy against sparsity", caption, size=(7, 4.4))
-    for (allocation, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+    allocations = dict.fromkeys(allocation for allocation, _ in curves)
+    styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    for (allocation, schedule), points in curves.items():
+        colour, marker = styles[allocation]
+        line = "--" if schedule == "one-shot" else "-"
         sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
         below = [100 * (mean.estimate - mean.low) for _, mean in points]
         above = [100 * (mean.high - mean.estimate) for _, mean in points]
-        axes.errorbar(sparsities, means, [below, above], color=colour, marker=marker, capsize=3, label=allocation)
+        label = f"{allocation}, {schedule}"
+        axes.errorbar(sparsities, means, [below, above], color=colour, marker=marker, ls=line, capsize=3, label=label)
     if dense is not None:
         axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label="dense, trained as long")
         axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)

@@ -23,9 +23,10 @@ CAPTIONS = {
 }
 
 
-# Settings that may differ between the points of one curve: the point, its seed, how it chose, where it ran.
+# Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
-    *("allocation", "sparsity", "seed", "accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
+    *("allocation", "schedule", "sparsity", "seed"),
+    *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads"),
 }
 
@@ -64,7 +65,7 @@ class Run:
 
     @property
     def recipe(self) -> tuple[str, ...]:
-        """What runs share that are points of one curve: the data and the training."""
+        """What runs share that compare: the data and the training."""
         shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
         data = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
         return tuple(f"{name} {value}" for name, value in sorted({**shared, **data}.items()))
@@ -129,19 +130,21 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
-    """Returns the curve of every allocation and the table of what each loses against the dense control."""
-    arms: dict[tuple[str, float], dict[int, Run]] = defaultdict(dict)
+    """Returns the curve of every allocation and schedule, and what each loses against the dense control."""
+    arms: dict[figures.Rule, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    control: dict[int, Run] = {}
     again = []
     for run in group:
-        arm = arms[run.metrics.allocation if run.sparsity else "dense", run.sparsity]
+        arm = arms[run.metrics.allocation, run.metrics.schedule][run.sparsity] if run.sparsity else control
         if arm.setdefault(run.metrics.seed, run) is not run:
             again.append(run.folder.label)
-    dense = {seed: run.metrics.finetuned_accuracy for seed, run in arms.pop(("dense", 0.0), {}).items()}
-    curves: dict[str, list[tuple[float, stats.Interval]]] = defaultdict(list)
+    dense = {seed: run.metrics.finetuned_accuracy for seed, run in control.items()}
+    curves: dict[figures.Rule, list[tuple[float, stats.Interval]]] = defaultdict(list)
     rows = []
-    for (allocation, sparsity), by_seed in sorted(arms.items()):
+    points = [(rule, *point) for rule, by_sparsity in sorted(arms.items()) for point in sorted(by_sparsity.items())]
+    for rule, sparsity, by_seed in points:
         accuracy = stats.mean([run.metrics.finetuned_accuracy for run in by_seed.values()])
-        curves[allocation].append((sparsity, accuracy))
+        curves[rule].append((sparsity, accuracy))
         both = [seed for seed in by_seed if seed in dense]
         loss = (
             stats.paired_difference(
@@ -152,7 +155,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         )
         rows.append(
             [
-                allocation,
+                *rule,
                 percent(sparsity, 1),
                 str(len(by_seed)),
                 accuracy_text(accuracy),
@@ -162,17 +165,17 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
                 f"{_mean(by_seed, 'sparse_bytes') / 1e6:.2f} MB",
             ]
         )
-    head = ["allocation", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression", "multiply-adds"]
+    head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression"]
     first = group[0].metrics
-    text = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning, {first.schedule} pruning"
-    control = stats.mean(list(dense.values())) if dense else None
-    if control:
-        text += f"; dense control, trained as long: {accuracy_text(control)} % ({counted(len(dense), 'seed')})"
+    text = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning"
+    level = stats.mean(list(dense.values())) if dense else None
+    if level:
+        text += f"; dense control, trained as long: {accuracy_text(level)} % ({counted(len(dense), 'seed')})"
     caption = f"{first.dataset.get('name')}, {text.split(';')[0]}"
     if group[0].folder.stand_in_for:
         caption = f"STAND-IN {caption}"
-    figure = figures.accuracy_against_sparsity(curves, control, caption)
-    table = Table([*head, "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
+    figure = figures.accuracy_against_sparsity(curves, level, caption)
+    table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
     return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table, *repeats]
 

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from common import cli, grid
 from common.device import stream_seed
 from common.files import load_state, load_weights, save_weights
+from common.jobs import options
 from pruning.allocation import uniform
 from pruning.masks import random_masks
 from pruning.run import main
@@ -184,6 +186,22 @@ def test_bad_input_at_the_shell() -> None:
     assert done.stderr.startswith("error: --sparsity 1.5")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_every_preset_and_every_arm_of_a_sweep_is_accepted(smoke: Path) -> None:
+    paths = list(Path("configs/pruning").glob("*.yaml"))
+    sweeps = [path for path in paths if path.stem.startswith("study")]
+    dense = smoke / "checkpoints" / "dense.safetensors"  # stands for what an earlier arm leaves
+    assert sweeps
+    assert set(paths) - set(sweeps)
+    for path in set(paths) - set(sweeps):
+        cli.parse(Settings, ["--config", str(path)]).check()
+    for path in sweeps:
+        sweep = grid.read(path)
+        everything = [arm for one in sweep.grids for arm in grid.arms(sweep, one, smoke_test=False)]
+        grid.require_distinct([arm.name for arm in everything], sweep.baseline)
+        for arm in everything:
+            cli.parse(Settings, options({**arm.settings, "dense_weights": str(dense)})).check()
 
 
 def test_a_full_disk_is_told_and_spoils_nothing(tmp_path: Path) -> None:
