@@ -130,26 +130,29 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 def accuracy_against_sparsity(
     curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
 ) -> Figure:
-    """Test accuracy of every rule over the share of weights that is pruned, with intervals over seeds.
+    """Test accuracy of every rule over the share of weights that is pruned, all of it and the best five points.
 
-    An allocation has its colour, dashed for one-shot pruning.
+    An allocation has its colour, dashed for one-shot pruning; the bars are intervals over seeds.
     """
-    sheet, (axes,) = figure("Accuracy against sparsity", caption, size=(7, 4.4))
+    sheet, (whole, best) = figure("Accuracy against sparsity", caption, columns=2, size=(9.5, 4.2))
     allocations = dict.fromkeys(allocation for allocation, _ in curves)
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
-    for (allocation, schedule), points in curves.items():
-        colour, marker = styles[allocation]
-        line = "--" if schedule == "one-shot" else "-"
-        sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
-        below = [100 * (mean.estimate - mean.low) for _, mean in points]
-        above = [100 * (mean.high - mean.estimate) for _, mean in points]
-        label = f"{allocation}, {schedule}"
-        axes.errorbar(sparsities, means, [below, above], color=colour, marker=marker, ls=line, capsize=3, label=label)
-    if dense is not None:
-        axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label="dense, trained as long")
-        axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
-    axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
-    axes.legend()
+    for axes in (whole, best):
+        for (allocation, schedule), points in curves.items():
+            (colour, marker), line = styles[allocation], "--" if schedule == "one-shot" else "-"
+            sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
+            bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
+            name = f"{allocation}, {schedule}"
+            axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, capsize=3, label=name)
+        if dense is not None:
+            name = "dense, trained as long"
+            axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label=name)
+            axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
+        axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
+        axes.set_xticks(sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points}))
+    highest = max(100 * mean.high for mean in [m for points in curves.values() for _, m in points] + [dense] if mean)
+    best.set(ylim=(highest - 5, highest + 0.3), title="the best five points")
+    whole.legend()
     return sheet
 
 
