@@ -15,8 +15,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from common.errors import RunError
@@ -122,6 +123,11 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
     if failed:
         raise JobsFailed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
     return {job.name: work.folder(job) for job in jobs}
+
+
+def at_once(processes: int | None, device: str) -> int:
+    """Returns how many runs go on at a time on this machine: `processes`, else one on a GPU, and one a core on a CPU."""
+    return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
 
 
 def here(processes: int) -> Place:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from annotated_types import Ge
 from joblib import cpu_count
@@ -26,7 +25,7 @@ from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
 from common.grid import Arm, Grid, arms, read, require_distinct
-from common.jobs import Job, JobsFailed, Place, Work, here, run_jobs
+from common.jobs import Job, JobsFailed, Place, Work, at_once, here, run_jobs
 from common.tables import BOLD, Table, counted, difference
 
 
@@ -82,12 +81,14 @@ def main(sweep: Sweep) -> None:
     work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
     require_same_arms(work, everything)
+    on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
+    processes = at_once(sweep.processes, "cpu" if on_cpu else "auto")
     failed: dict[str, str] = {}
     try:
         for stage in stages:
-            jobs = [job(arm, seed, sweep, work) for seed in seeds for arm in stage]
+            jobs = [job(arm, seed, sweep, work, processes) for seed in seeds for arm in stage]
             try:
-                run_jobs(work, jobs, place(sweep))
+                run_jobs(work, jobs, place(sweep, processes))
             except JobsFailed as error:
                 failed |= error.failed
     except KeyboardInterrupt:
@@ -132,16 +133,11 @@ def tabulate(work: Work, everything: Sequence[Arm], seeds: Sequence[int], grid: 
     return text
 
 
-def place(sweep: Sweep) -> Place:
+def place(sweep: Sweep, processes: int) -> Place:
     """Returns where the runs go: the cluster that `--ray` names, or this machine."""
     if sweep.ray is not None:
         return on_ray(sweep.ray, cpus=sweep.threads or 1, gpus=sweep.gpus)
-    return here(at_once(sweep))
-
-
-def at_once(sweep: Sweep) -> int:
-    """Returns how many runs go on at a time on this machine."""
-    return sweep.processes or (1 if torch.cuda.is_available() else cpu_count())
+    return here(processes)
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -149,8 +145,8 @@ def run_name(arm: Arm, seed: int) -> str:
     return f"{arm.name}-seed{seed}"
 
 
-def job(arm: Arm, seed: int, sweep: Sweep, work: Work) -> Job:
-    """Returns the run of one arm with one seed."""
+def job(arm: Arm, seed: int, sweep: Sweep, work: Work, processes: int) -> Job:
+    """Returns the run of one arm with one seed, `processes` of which share this machine's cores."""
     runs = str(work.results_dir / work.task)
 
     def filled(value: Any) -> Any:
@@ -158,7 +154,7 @@ def job(arm: Arm, seed: int, sweep: Sweep, work: Work) -> Job:
 
     settings = {name: filled(value) for name, value in arm.settings.items()} | {"seed": seed}
     where = {} if sweep.data_dir is None else {"data_dir": str(sweep.data_dir.absolute())}
-    threads = sweep.threads or (1 if sweep.ray else max(1, cpu_count() // at_once(sweep)))
+    threads = sweep.threads or (1 if sweep.ray else max(1, cpu_count() // processes))
     return Job(run_name(arm, seed), settings, where, {"threads": threads})
 
 

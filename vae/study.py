@@ -25,7 +25,7 @@ from common.device import set_up
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, write_atomically
-from common.jobs import Job, Work, here, options, run_jobs
+from common.jobs import Job, Work, at_once, here, options, run_jobs
 from common.tables import BOLD, Table, counted, difference
 from vae import figures, objective, samplers
 from vae.classifier import judge
@@ -102,16 +102,13 @@ class StudySettings(cli.RunSettings):
         """Returns the settings of one model with the first seed, as vae/train.py resolves them."""
         return cli.parse(Settings, options(self.job_settings(name, self.seed)))
 
-    @property
-    def at_once(self) -> int:
-        """How many trainings run at a time."""
-        return self.processes or (1 if self.device != "cpu" and torch.cuda.is_available() else cpu_count())
-
 
 def main(settings: StudySettings) -> None:
     """Runs the study, or what is left of it, and prints its folder."""
     settings.check()
-    device = set_up(settings.device, settings.threads or max(1, cpu_count() // settings.at_once))
+    processes = at_once(settings.processes, settings.device)
+    shared_out = settings.threads or max(1, cpu_count() // processes)
+    device = set_up(settings.device, shared_out)
     images = data.load(
         settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
     )
@@ -128,17 +125,17 @@ def main(settings: StudySettings) -> None:
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     # Threads change the last digits: a study resumed on another machine keeps those that it began with.
-    threads = run.remembered("threads", lambda: settings.threads or max(1, cpu_count() // settings.at_once))
+    threads = run.remembered("threads", lambda: shared_out)
     where = {"data_dir": str(settings.data_dir)} if settings.data_dir is not None else {}
 
     def job(name: str, seed: int) -> Job:
         return Job(f"{name}-seed{seed}", {**settings.job_settings(name, seed), "threads": threads}, where)
 
     jobs = {name: [job(name, seed) for seed in seeds] for name in models}
-    say(f"2/3 {len(models)} models × {len(seeds)} seeds, {settings.at_once} at a time, in {run.path / 'runs'}")
+    say(f"2/3 {len(models)} models × {len(seeds)} seeds, {processes} at a time, in {run.path / 'runs'}")
     seed_by_seed = [job for row in zip(*jobs.values(), strict=True) for job in row]
     script = str(Path(__file__).with_name("train.py"))
-    folders = run_jobs(Work(script, "vae", run.path / "runs"), seed_by_seed, here(settings.at_once))
+    folders = run_jobs(Work(script, "vae", run.path / "runs"), seed_by_seed, here(processes))
     results = {name: [_metrics(folders[job.name]) for job in row] for name, row in jobs.items()}
 
     say("3/3 comparing and drawing")

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from joblib import cpu_count
 
 from common.errors import RunError
-from common.jobs import Job, Work, here, options, run_jobs
+from common.jobs import Job, Work, at_once, here, options, run_jobs
 
 SCRIPT = """
 import pathlib, sys
@@ -93,6 +94,13 @@ def test_a_resumed_run_is_told_where_the_data_is_now(script: str, tmp_path: Path
         "rate9"
     ]
     assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir there")
+
+
+def test_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert [at_once(None, "auto"), at_once(3, "auto"), at_once(None, "cpu")] == [1, 3, cpu_count()]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert at_once(None, "auto") == cpu_count()
 
 
 def test_settings_as_words() -> None:
