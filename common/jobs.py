@@ -126,7 +126,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
 
 
 def at_once(processes: int | None, device: str) -> int:
-    """Returns how many runs go on at a time on this machine: `processes`, else one on a GPU, and one a core on a CPU."""
+    """Returns how many runs go on at a time on this machine: `processes`, else one on a GPU, one a core on a CPU."""
     return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
 
 

@@ -96,7 +96,7 @@ def test_a_resumed_run_is_told_where_the_data_is_now(script: str, tmp_path: Path
     assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir there")
 
 
-def test_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_run_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert [at_once(None, "auto"), at_once(3, "auto"), at_once(None, "cpu")] == [1, 3, cpu_count()]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -36,13 +36,6 @@ def study(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
     return folder / "vae" / "s"
 
 
-def test_on_a_cpu_a_training_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("vae.study.cpu_count", lambda: 6)
-    assert StudySettings(device="cpu").at_once == 6
-    assert StudySettings(device="auto").at_once == 1
-
-
 def test_runs_all_models_and_seeds(study: Path) -> None:
     runs = sorted(path.parent.name for path in study.glob("runs/vae/*/metrics.json"))
     assert runs == ["beta-seed0", "beta-seed1", "plain-seed0", "plain-seed1"]
