@@ -41,10 +41,11 @@ lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: .venv/installed-bench ## speed beside plain loops, the naive scan, Pythae, SB3 and SBX, each comparison in one run
-	$(BIN)/python benchmarks/pruning_speed.py
-	$(BIN)/python benchmarks/vae_speed.py
+	mkdir -p results/benchmarks
+	$(BIN)/python benchmarks/pruning_speed.py --output results/benchmarks/pruning_speed.json
+	$(BIN)/python benchmarks/vae_speed.py --output results/benchmarks/vae_speed.json
 	$(BIN)/python benchmarks/vae_parallel.py
-	$(BIN)/python benchmarks/rl_speed.py
+	$(BIN)/python benchmarks/rl_speed.py --output results/benchmarks/rl_speed.json
 
 clean: ## removes the environment and caches, no results
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
