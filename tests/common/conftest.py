@@ -21,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pruning/sparse98", "rl/none", "rl/stacked", "vae/claims", "vae/fc16"):
         shutil.copytree(REFERENCE / name, folder / name, ignore=shutil.ignore_patterns("runs"))
     digits = folder / "pruning" / "on-digits"
-    shutil.copytree(REFERENCE / "pruning", digits, ignore=shutil.ignore_patterns("sparse98", "study"))
+    shutil.copytree(REFERENCE / "pruning", digits, ignore=shutil.ignore_patterns("sparse98", "study*"))
     edit(digits / "metrics.json", lambda metrics: metrics["dataset"].update(name="digits", stand_in_for="cifar10"))
     (folder / "rl" / "stopped").mkdir()
     shutil.copy(REFERENCE / "rl" / "none" / "config.yaml", folder / "rl" / "stopped")
