@@ -252,7 +252,7 @@ def sheet_of_samples(pictures: Mapping[str, Tensor], captions: Mapping[str, str]
 
 
 def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: str) -> Figure:
-    """Paired differences with their intervals, one row a claim: what excludes zero is drawn in colour."""
+    """Paired differences with their intervals, one row a claim: the conclusive ones in colour."""
     figures = {"fid": "FID (lower is better)", "elbo": "ELBO [nats] (higher is better)"}
     size = (11, 1.3 + 0.42 * len(differences))
     sheet, panels = figure("Differences, seed by seed, with 95 % intervals", caption, columns=2, size=size)
