@@ -73,7 +73,7 @@ class Lockstep:
         if self.step < self.settings.random_steps:
             action = torch.special.ndtr(noise) * 2 - 1  # uniform in [−1, 1]
         else:
-            action = self.sac.actor(observation[:, None], noise[:, None]).action[:, 0]
+            action = self.sac.actor.act(observation[:, None], noise[:, None])[:, 0]
         acted = action.cpu().numpy()
         if not np.isfinite(acted).all():
             bad = int(np.flatnonzero(~np.isfinite(acted).all(1))[0])

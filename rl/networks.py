@@ -139,6 +139,13 @@ class Actor(nn.Module):
         mean, log_std = self.network(observation, hidden_dtype=hidden_dtype).chunk(2, dim=-1)
         return squashed_gaussian(mean, log_std.clamp(*self.log_std_range), noise)
 
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Returns the actions of `forward` alone, `(agents, batch, action)`: no gradient, nothing rounded."""
+        with torch.no_grad():
+            mean, log_std = self.network(observation).chunk(2, dim=-1)
+            actions: Tensor = log_std.clamp(*self.log_std_range).exp_().mul_(noise).add_(mean).tanh_()
+        return actions
+
     def deterministic(self, observation: Tensor) -> Tensor:
         """Returns the tanh of the mean, `(agents, batch, action)`: the policy without its noise."""
         mean: Tensor = self.network(observation).chunk(2, dim=-1)[0]

@@ -7,12 +7,13 @@ paper's order: critics (and curiosity), actor, temperature, targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from common.device import resolve_precision
+from rl.adam import Adam
 from rl.icm import IntrinsicCuriosity, RandomDistillation, RunningMoments, Surprise
 from rl.networks import Actor, TwinCritic
 from rl.replay import Batch
@@ -87,15 +88,14 @@ class SAC(nn.Module):
         self.intrinsic = RunningMoments(agents, horizon=settings.deviation_horizon)
         self.to(device)
 
-        def adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
-            return torch.optim.Adam(groups, lr=settings.learning_rate, fused=True, capturable=device.type == "cuda")
-
-        critic_groups: list[dict[str, Any]] = [{"params": list(self.critic.parameters())}]
+        critic_groups: list[tuple[Sequence[nn.Parameter], float]] = [
+            (list(self.critic.parameters()), settings.learning_rate)
+        ]
         if self.curiosity is not None:
             learned = [p for p in self.curiosity.parameters() if p.requires_grad]
-            critic_groups.append({"params": learned, "lr": settings.icm_learning_rate})
-        self.critic_optimizer = adam(critic_groups)
-        self.actor_optimizer = adam([{"params": [*self.actor.parameters(), self.log_temperature]}])
+            critic_groups.append((learned, settings.icm_learning_rate))
+        self.critic_optimizer = Adam(*critic_groups)
+        self.actor_optimizer = Adam(([*self.actor.parameters(), self.log_temperature], settings.learning_rate))
         self.optimizers = (self.critic_optimizer, self.actor_optimizer)
 
     def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
@@ -121,14 +121,14 @@ class SAC(nn.Module):
             )
         values = self.critic(observation, batch.action, dtype)
         value_loss = critic_loss(values, target)
-        _step(self.critic_optimizer, (value_loss + curiosity_loss).sum())
+        self.critic_optimizer.step((value_loss + curiosity_loss).sum())
 
         chosen = self.actor(observation, noise.action, dtype)
         policy_loss = actor_loss(
             chosen.log_probability, self.critic(observation, chosen.action, dtype, frozen=True), temperature
         )
         heat_loss = temperature_loss(self.log_temperature, chosen.log_probability, self.target_entropy)
-        _step(self.actor_optimizer, (policy_loss + heat_loss).sum())
+        self.actor_optimizer.step((policy_loss + heat_loss).sum())
 
         with torch.no_grad():
             targets: list[Tensor] = list(self.target.parameters())
@@ -172,15 +172,6 @@ def build_curiosity(
             )
         case _:
             assert_never(settings.icm)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on a sum over agents: each agent's gradient is that of its own loss."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad()  # gives their memory back
 
 
 class CapturedUpdate:

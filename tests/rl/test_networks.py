@@ -124,6 +124,7 @@ def test_actor_and_critic_shapes_and_bounds() -> None:
     sample = actor(observation, noise)
     assert sample.action.shape == (3, 7, 2)
     assert sample.action.abs().max() <= 1
+    assert torch.equal(actor.act(observation, noise), sample.action)
     assert critic(observation, sample.action).shape == (2, 3, 7)
     mean = actor.network(observation)[..., :2]
     torch.testing.assert_close(actor.deterministic(observation), mean.tanh())
