@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Masks = dict[str, Tensor]
 
@@ -62,6 +62,20 @@ def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
     """Sets the dropped weights to exactly +0."""
     for name, mask in masks.items():
         weights[name].masked_fill_(~mask, 0.0)
+
+
+@torch.no_grad()
+def clear_empty_filters(convolutions: Mapping[str, nn.Conv2d], masks: Masks) -> None:
+    """Sets the bias of every filter that has no weight left to 0.
+
+    Such a filter gives its bias everywhere, with a variance of 0, which batch normalisation divides by. What that
+    subtracts is the bias as training rounded it, to bfloat16 say: in another precision the difference, magnified 300
+    times, would go on to the next layer.
+    """
+    for name, mask in masks.items():
+        bias = convolutions[name].bias
+        if bias is not None:
+            bias.masked_fill_(~mask.flatten(1).any(1), 0.0)
 
 
 @torch.no_grad()

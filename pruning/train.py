@@ -16,9 +16,9 @@ from common.errors import RunError
 from common.experiment import Run
 from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, accuracy, fit, triangular
-from pruning.masks import Masks, apply_masks, cubic_sparsity, forget_momentum
+from pruning.masks import Masks, apply_masks, clear_empty_filters, cubic_sparsity, forget_momentum
 from pruning.settings import Settings
-from pruning.vgg import VGG11, prunable_weights
+from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
 
 def inputs(data: Dataset, split: Split) -> Callable[[slice], Tensor]:
@@ -71,10 +71,14 @@ def fine_tune(
     One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, weights, masks so
     far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps. The dropped
     weights are exactly zero after every step, also in the moving average, and the momentum under them is cleared, so
-    that nothing can revive them.
+    that nothing can revive them. A filter that has lost all its weights loses its bias too.
     """
     gradual = settings.schedule == "gradual"
     masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
+
+    def prune(network: VGG11) -> None:
+        apply_masks(prunable_weights(network), masks)
+        clear_empty_filters(prunable_layers(network), masks)
 
     def keep_pruned(state: TrainState) -> None:
         last = math.ceil(settings.gradual_fraction * state.total_steps)
@@ -83,13 +87,13 @@ def fine_tune(
         if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
             for name, mask in masks_at(cubic_sparsity(state.step / last), weights, masks).items():
                 masks[name].copy_(mask)
-        apply_masks(weights, masks)
         forget_momentum(weights, masks, state.optimizer)
+        prune(model)
         if isinstance(state.average, VGG11):
-            apply_masks(prunable_weights(state.average), masks)
+            prune(state.average)
 
     def tuned() -> dict[str, Tensor]:
-        apply_masks(prunable_weights(model), masks)
+        prune(model)
         epochs, rate, warmup = settings.finetune_epochs, settings.finetune_learning_rate, settings.finetune_warmup
         result = _fit(
             run, "finetuned", settings, data, model, epochs, rate, warmup, after_step=keep_pruned, masks=masks

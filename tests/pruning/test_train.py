@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common import data
+from common.device import autocast
 from common.experiment import Run
 from common.files import save_weights
 from common.training import TrainState
@@ -78,6 +79,30 @@ def test_dropped_weights_stay_exactly_zero(
         assert all(not (b[n] & ~a[n]).any() for a, b in itertools.pairwise(seen) for n in wanted)
     else:
         assert len(set(kept)) == 1
+
+
+def test_a_filter_without_weights_means_the_same_in_every_precision(tmp_path: Path, digits: data.Dataset) -> None:
+    """Trained in bfloat16 and judged in float32, its bias less its mean would be rounding, over a variance of 0."""
+    torch.manual_seed(0)
+    model = VGG11()
+    convolution, normalisation = model.features[0], model.features[1]
+    assert isinstance(convolution, torch.nn.Conv2d)
+    assert isinstance(normalisation, torch.nn.BatchNorm2d)
+    assert convolution.bias is not None
+    torch.nn.init.normal_(convolution.bias)
+    normalisation.momentum = 0.9  # its statistics settle within the few steps
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
+    masks["features.0"][:40] = False
+    chosen = settings(tmp_path, precision="bfloat16")
+    fine_tune(Run(chosen, "pruning", "x", CPU), chosen, digits, model, masks, lambda share, weights, kept: kept)
+    assert not convolution.bias[:40].any()
+    assert convolution.bias[40:].all()
+    model.eval()
+    with torch.no_grad():
+        exact = model(digits.normalise(digits.test.images))
+        with autocast(CPU, "bfloat16"):
+            rounded = model(digits.normalise(digits.test.images)).float()
+    assert (exact - rounded).norm() < 0.05 * exact.norm()
 
 
 def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data.Dataset) -> None:
