@@ -14,8 +14,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma & Ba's
 class Adam:
     """torch's fused Adam on parameters in groups, each with its learning rate.
 
-    `torch.optim.Adam` looks up, checks and groups every tensor and counts its steps at each step: 4 to 7 % of a whole
-    SAC step of one agent on a CPU. Here the lists are made once, and all tensors share one count.
+    `torch.optim.Adam` looks up, checks and groups every tensor and counts its steps at each step: 7 % of a whole SAC
+    step of one agent on a CPU. Here the lists are made once, and all tensors share one count.
     """
 
     def __init__(self, *groups: tuple[Sequence[nn.Parameter], float]) -> None:
