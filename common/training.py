@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.device import Precision, autocast, synchronize
+from common.errors import RunError
 from common.experiment import Run, require_finite
 from common.files import load_state, save_state
 
@@ -59,15 +60,23 @@ class TrainState:
         )
 
     def load(self, path: Path) -> None:
+        """Puts back what `save` wrote.
+
+        Raises:
+            RunError: the checkpoint is damaged or of another training.
+        """
         saved = load_state(path)
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.generator.set_state(saved["generator"])
-        for name, tensor in self.carried.items():
-            tensor.copy_(saved["carried"][name])
-        self.step = saved["step"]
+        try:
+            self.model.load_state_dict(saved["model"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.generator.set_state(saved["generator"])
+            for name, tensor in self.carried.items():
+                tensor.copy_(saved["carried"][name])
+            self.step = saved["step"]
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise RunError(f"{path}: not a checkpoint of this training ({error!r})") from None
 
 
 def triangular(peak: float) -> Callable[[float], float]:

@@ -12,8 +12,8 @@ from typing import NamedTuple, assert_never
 import torch
 from torch import Tensor, nn
 
+from common.adam import Adam
 from common.device import resolve_precision
-from rl.adam import Adam
 from rl.icm import IntrinsicCuriosity, RandomDistillation, RunningMoments, Surprise
 from rl.networks import Actor, TwinCritic
 from rl.replay import Batch
@@ -121,14 +121,14 @@ class SAC(nn.Module):
             )
         values = self.critic(observation, batch.action, dtype)
         value_loss = critic_loss(values, target)
-        self.critic_optimizer.step((value_loss + curiosity_loss).sum())
+        self.critic_optimizer.descend((value_loss + curiosity_loss).sum())
 
         chosen = self.actor(observation, noise.action, dtype)
         policy_loss = actor_loss(
             chosen.log_probability, self.critic(observation, chosen.action, dtype, frozen=True), temperature
         )
         heat_loss = temperature_loss(self.log_temperature, chosen.log_probability, self.target_entropy)
-        self.actor_optimizer.step((policy_loss + heat_loss).sum())
+        self.actor_optimizer.descend((policy_loss + heat_loss).sum())
 
         with torch.no_grad():
             targets: list[Tensor] = list(self.target.parameters())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from common.adam import Adam
 from common.data import Augmentation, Dataset
 from common.device import random_stream, stream_seed
 from common.errors import RunError
@@ -165,6 +166,6 @@ def _train(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:
         return F.cross_entropy(logits, data.train.labels[indices]), {}
 
     batch_size = min(BATCH_SIZE, max(16, len(data.train) // 50))  # steps enough also of the few stand-in digits
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+    optimizer = Adam((list(network.parameters()), LEARNING_RATE))
     recipe = Recipe(EPOCHS, batch_size, triangular(0.2), "auto")  # the same judge whatever the models' precision is
     return fit(run, "classifier", network, optimizer, batch_loss, len(data.train), recipe, generator).state_dict()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import cli, data
+from common.adam import Adam
 from common.device import random_stream, set_up, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
@@ -182,7 +183,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
     def trained() -> dict[str, Tensor]:
         generator = random_stream(settings.seed, "vae batches", run.device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+        optimizer = Adam((list(model.parameters()), settings.learning_rate))
         schedule = triangular(settings.warmup)
         recipe = Recipe(settings.epochs, settings.batch_size, schedule, settings.precision, settings.ema_decay)
         examples = len(seen.train)

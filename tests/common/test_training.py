@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.adam import Adam
 from common.cli import RunSettings
 from common.errors import RunError
 from common.experiment import Run
+from common.files import load_state, save_state
 from common.training import BatchLoss, Recipe, TrainState, accuracy, fit, triangular
 
 X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
@@ -66,6 +68,36 @@ def test_equals_a_loop_written_out(tmp_path: Path) -> None:
             optimizer.step()
             step += 1
     assert same(fitted, model)
+
+
+def test_goes_on_with_our_adam_and_refuses_a_checkpoint_of_another_optimiser(tmp_path: Path) -> None:
+    def go(run: Run, epochs: int, adam: bool) -> nn.Module:
+        model, generator = network(), torch.Generator().manual_seed(1)
+        parameters = list(model.parameters())
+        optimizer = Adam((parameters, 0.01)) if adam else torch.optim.Adam(parameters, lr=0.01, fused=True)
+        return fit(run, "train", model, optimizer, loss, len(X), recipe(epochs), generator)
+
+    unbroken = go(a_run(tmp_path, "unbroken"), 4, adam=True)
+    assert same(go(a_run(tmp_path, "torch"), 4, adam=False), unbroken)
+    broken = a_run(tmp_path, "broken")
+    checkpoint = broken.checkpoints / "train.state.pt"
+    saved = TrainState.save
+
+    def save_once(state: TrainState, path: Path) -> None:
+        saved(state, path)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainState, "save", save_once)
+        with pytest.raises(Killed):
+            go(broken, 4, adam=True)
+    state = load_state(checkpoint)
+    assert state["step"] == 3
+    again = Run(RunSettings(resume=broken.path), "test", "", torch.device("cpu"))
+    assert same(go(again, 4, adam=True), unbroken)
+    save_state(checkpoint, state | {"optimizer": {"state": {}, "param_groups": []}})
+    with pytest.raises(RunError, match=r"train\.state\.pt: not a checkpoint of this training"):
+        go(Run(RunSettings(resume=broken.path), "test", "", torch.device("cpu")), 4, adam=True)
 
 
 class Killed(Exception):

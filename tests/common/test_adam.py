@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.adam import Adam
+from common.adam import Adam
 
 
 def parameters() -> list[nn.Parameter]:
@@ -25,7 +25,7 @@ def test_same_steps_as_torchs_plain_adam() -> None:
     groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 1e-3}]
     reference = torch.optim.Adam(groups, foreach=False, fused=False)
     for _ in range(50):
-        optimizer.step(loss(ours))
+        optimizer.descend(loss(ours))
         reference.zero_grad()
         loss(theirs).backward()
         reference.step()
@@ -34,9 +34,30 @@ def test_same_steps_as_torchs_plain_adam() -> None:
         assert (one - start).abs().min() > 0.01
 
 
+def test_steps_by_gradients_in_place_as_torchs_fused_adam() -> None:
+    """To the last bit, with a learning rate that changes."""
+    ours, theirs = parameters(), parameters()
+    optimizer, reference = Adam((ours, 1e-2)), torch.optim.Adam(theirs, lr=1e-2, fused=True)
+    for step in range(20):
+        for weights, either in ((ours, optimizer), (theirs, reference)):
+            either.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            either.zero_grad()
+            loss(weights).backward()
+            either.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_parameter_outside_the_loss_is_refused() -> None:
+    weights = parameters()
+    optimizer = Adam((weights, 1e-2))
+    (weights[0] ** 2).sum().backward()
+    with pytest.raises(ValueError, match="2 of 3 parameters have no gradient"):
+        optimizer.step()
+
+
 def test_a_loss_moves_only_its_own_agent() -> None:
     weights = parameters()
-    Adam((weights, 1e-2)).step(sum((weight[0] ** 2).sum() for weight in weights))
+    Adam((weights, 1e-2)).descend(sum((weight[0] ** 2).sum() for weight in weights))
     for weight, start in zip(weights, parameters(), strict=True):
         assert torch.equal(weight[1], start[1])
         assert (weight[0] != start[0]).all()
@@ -46,13 +67,13 @@ def test_goes_on_from_its_state() -> None:
     ours = parameters()
     optimizer = Adam((ours, 1e-2))
     for _ in range(3):
-        optimizer.step(loss(ours))
+        optimizer.descend(loss(ours))
     state, weights = copy.deepcopy(optimizer.state_dict()), [nn.Parameter(weight.detach().clone()) for weight in ours]
     resumed = Adam((weights, 1e-2))
     resumed.load_state_dict(state)
     for _ in range(3):
-        optimizer.step(loss(ours))
-        resumed.step(loss(weights))
+        optimizer.descend(loss(ours))
+        resumed.descend(loss(weights))
     assert all(torch.equal(one, other) for one, other in zip(ours, weights, strict=True))
     with pytest.raises(ValueError, match="argument 2 is longer"):
         Adam((weights[:2], 1e-2)).load_state_dict(state)
