@@ -130,6 +130,11 @@ def at_once(processes: int | None, device: str) -> int:
     return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
 
 
+def threads_each(threads: int | None, processes: int) -> int:
+    """Returns the CPU threads of each of `processes` runs on this machine: `threads`, else the cores shared out."""
+    return threads or max(1, cpu_count() // processes)
+
+
 def here(processes: int) -> Place:
     """Returns the place that is this machine, `processes` jobs at a time."""
 
@@ -159,7 +164,7 @@ def options(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, str) or not isinstance(value, Iterable):
-            words += [f"--{option}", str(value)]
+            words.append(f"--{option}={value}")  # one word: the value may begin with a dash
         else:
             words += [f"--{option}", *map(str, value)]
     return words

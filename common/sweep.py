@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import tyro
 from annotated_types import Ge
-from joblib import cpu_count
 
 from common import cli, stats
 from common.cluster import on_ray
@@ -25,7 +24,7 @@ from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
 from common.grid import Arm, Grid, arms, read, require_distinct
-from common.jobs import Job, JobsFailed, Place, Work, at_once, here, run_jobs
+from common.jobs import Job, JobsFailed, Place, Work, at_once, here, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
 
@@ -154,7 +153,7 @@ def job(arm: Arm, seed: int, sweep: Sweep, work: Work, processes: int) -> Job:
 
     settings = {name: filled(value) for name, value in arm.settings.items()} | {"seed": seed}
     where = {} if sweep.data_dir is None else {"data_dir": str(sweep.data_dir.absolute())}
-    threads = sweep.threads or (1 if sweep.ray else max(1, cpu_count() // processes))
+    threads = sweep.threads or 1 if sweep.ray else threads_each(sweep.threads, processes)
     return Job(run_name(arm, seed), settings, where, {"threads": threads})
 
 

@@ -130,14 +130,18 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 def accuracy_against_sparsity(
     curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
 ) -> Figure:
-    """Test accuracy of every rule over the share of weights that is pruned, all of it and the best five points.
+    """Test accuracy of every rule over the share of weights that is pruned; where it spans more, the best five points.
 
     An allocation has its colour, dashed for one-shot pruning; the bars are intervals over seeds.
     """
-    sheet, (whole, best) = figure("Accuracy against sparsity", caption, columns=2, size=(9.5, 4.2))
+    intervals = [mean for points in curves.values() for _, mean in points] + ([dense] if dense is not None else [])
+    highest = 100 * max(mean.high for mean in intervals)
+    spread = highest - 100 * min(mean.low for mean in intervals) > 5
+    columns, size = (2, (9.5, 4.2)) if spread else (1, (6.0, 4.2))
+    sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=size)
     allocations = dict.fromkeys(allocation for allocation, _ in curves)
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
-    for axes in (whole, best):
+    for axes in panels:
         for (allocation, schedule), points in curves.items():
             (colour, marker), line = styles[allocation], "--" if schedule == "one-shot" else "-"
             sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
@@ -150,9 +154,9 @@ def accuracy_against_sparsity(
             axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points}))
-    highest = max(100 * mean.high for mean in [m for points in curves.values() for _, m in points] + [dense] if mean)
-    best.set(ylim=(highest - 5, highest + 0.3), title="the best five points")
-    whole.legend()
+    if spread:
+        panels[1].set(ylim=(highest - 5, highest + 0.3), title="the best five points")
+    panels[0].legend()
     return sheet
 
 

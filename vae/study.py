@@ -17,7 +17,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 from annotated_types import Ge
-from joblib import cpu_count
 from torch import Tensor
 
 from common import cli, data, stats
@@ -25,7 +24,7 @@ from common.device import set_up
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, write_atomically
-from common.jobs import Job, Work, at_once, here, options, run_jobs
+from common.jobs import Job, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 from vae import figures, objective, samplers
 from vae.classifier import judge
@@ -107,7 +106,7 @@ def main(settings: StudySettings) -> None:
     """Runs the study, or what is left of it, and prints its folder."""
     settings.check()
     processes = at_once(settings.processes, settings.device)
-    shared_out = settings.threads or max(1, cpu_count() // processes)
+    shared_out = threads_each(settings.threads, processes)
     device = set_up(settings.device, shared_out)
     images = data.load(
         settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device

@@ -23,7 +23,8 @@ cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not inst
 # Says where it is at work, waits for the file `go`, and goes on when it is resumed, as a run does.
 SCRIPT = """
 import json, pathlib, sys, time
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+words = " ".join(sys.argv[1:]).replace("=", " ").split()
+words = dict(zip(words[::2], words[1::2]))
 run = pathlib.Path(words.get("--resume") or pathlib.Path(words["--results-dir"]) / "toy" / words["--run-name"])
 run.mkdir(parents=True, exist_ok=True)
 if "--resume" not in words:

@@ -10,7 +10,8 @@ from common.jobs import Job, Work, at_once, here, options, run_jobs
 
 SCRIPT = """
 import pathlib, sys
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+words = " ".join(sys.argv[1:]).replace("=", " ").split()
+words = dict(zip(words[::2], words[1::2]))
 if "--resume" in words:
     run = pathlib.Path(words["--resume"])
 else:
@@ -93,7 +94,7 @@ def test_a_resumed_run_is_told_where_the_data_is_now(script: str, tmp_path: Path
     folder = run_jobs(Work(script, "toy", tmp_path), [Job("rate9", {"rate": 9}, {"data_dir": "there"})], here(1))[
         "rate9"
     ]
-    assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir there")
+    assert (folder / "started").read_text().splitlines()[1].endswith("--data-dir=there")
 
 
 def test_on_a_cpu_a_run_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +105,8 @@ def test_on_a_cpu_a_run_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.Mon
 
 
 def test_settings_as_words() -> None:
-    settings = {"prior_std": 2.0, "hidden": (4, 8), "flip": False, "smoke_test": True, "arch": "fc"}
-    words = ["--prior-std", "2.0", "--hidden", "4", "8", "--no-flip", "--smoke-test", "--arch", "fc"]
+    settings = {"prior_mean": -2.0, "hidden": (4, 8), "flip": False, "smoke_test": True, "run_name": "-x"}
+    words = ["--prior-mean=-2.0", "--hidden", "4", "8", "--no-flip", "--smoke-test", "--run-name=-x"]
     assert options(settings) == words
 
 
