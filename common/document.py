@@ -93,7 +93,7 @@ def as_html(sections: Sequence[Section]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        sections=[(anchor(s.title), s.title, Markup("\n".join(map(_block_html, s.blocks)))) for s in sections],
+        sections=[(anchor(s.title), s.title, Markup(_blocks_html(s.blocks))) for s in sections],
         commit=(git_commit() or "")[:8],
     )
 
@@ -103,7 +103,13 @@ def anchor(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
-def _block_html(block: Block) -> str:
+def _blocks_html(blocks: Sequence[Block]) -> str:
+    """Returns a section's blocks; the details of a lone run are open, for they are all there is to see of it."""
+    lone = sum(isinstance(block, Details) for block in blocks) == 1
+    return "\n".join(_block_html(block, opened=lone) for block in blocks)
+
+
+def _block_html(block: Block, *, opened: bool = False) -> str:
     if isinstance(block, str):
         for mark, tag in (("# ", "h3"), ("! ", 'p class="warning"')):
             if block.startswith(mark):
@@ -114,7 +120,7 @@ def _block_html(block: Block) -> str:
     if isinstance(block, Details):
         inside = "\n".join(map(_block_html, block.blocks))
         title, link = html.escape(block.title), f' id="{block.link}"' if block.link else ""
-        return f"<details{link}><summary>{title}</summary>\n{inside}\n</details>"
+        return f"<details{link}{' open' * opened}><summary>{title}</summary>\n{inside}\n</details>"
     return _picture_html(block)
 
 

@@ -105,6 +105,17 @@ def test_a_lower_fid_and_a_higher_elbo_are_better(
     assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
 
 
+def test_the_details_of_a_lone_run_are_open(tmp_path: Path) -> None:
+    for count in (1, 2):
+        shutil.copytree(REFERENCE / "rl" / "none", tmp_path / "results" / f"arm{count}")
+        main(Report(tmp_path / "results", output=tmp_path / "page.html"))
+        html = (tmp_path / "page.html").read_text()
+        runs = re.findall(r'<details id="run-arm[^>]*>', html)
+        assert len(runs) == count
+        assert all(run.endswith(" open>") == (count == 1) for run in runs)
+        assert "<details><summary>settings</summary>" in html
+
+
 def test_arms_that_find_no_colour_are_named(tmp_path: Path) -> None:
     for number in range(10):
         shutil.copytree(REFERENCE / "rl" / "none", tmp_path / f"arm{number}", ignore=shutil.ignore_patterns("*.png"))
