@@ -163,7 +163,7 @@ def _fields(settings: DataclassInstance) -> dict[str, Any]:
 def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise error_class(f"{option} {path}: no such file") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise error_class(f"{option} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
@@ -181,7 +181,9 @@ def _checked(options_class: type[Options], values: dict[str, Any], origin: str) 
         setting = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
         if first["type"] == "unexpected_keyword_argument":
             known = ", ".join(field.name for field in dataclasses.fields(options_class))
-            raise UsageError(f"{origin}: unknown setting {first['loc'][0]!r}; known are {known}") from None
+            raise UsageError(
+                f"{origin}: unknown setting {first['loc'][0]!r} (of another script?); known are {known}"
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{setting} {first['input']} ({origin}): {message[0].lower() + message[1:]}") from None
 

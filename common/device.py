@@ -53,6 +53,17 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the block on one CPU thread: with more, sums come in another order, and training in another result."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """Returns the number format that `auto` means on `device`: bfloat16 where the hardware multiplies it natively."""
     if precision != "auto":

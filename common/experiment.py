@@ -290,4 +290,4 @@ def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
         last = (
             f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint yet"
         )
-        raise RunError(f"{what} is {value}; {last}. Start a new run with a lower learning rate.")
+        raise RunError(f"{what} is {value}; {last}. Start a new run with a lower learning rate, or milder settings.")

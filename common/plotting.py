@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -34,7 +35,8 @@ def figure(
     sheet = Figure(figsize=size, layout="constrained")
     axes = sheet.subplots(rows, columns, squeeze=False)
     stand_in = caption.startswith("STAND-IN")
-    sheet.suptitle(f"{title}\n{caption}", fontsize=10, color="#b00020" if stand_in else "black")
+    lines = [textwrap.fill(line, int(13 * size[0])) for line in (title, caption)]  # 13 letters an inch
+    sheet.suptitle("\n".join(lines), fontsize=10, color="#b00020" if stand_in else "black")
     return sheet, list(axes.flat)
 
 

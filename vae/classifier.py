@@ -17,8 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from common.adam import Adam
-from common.data import Augmentation, Dataset
-from common.device import random_stream, stream_seed
+from common.data import Augmentation, Dataset, Split
+from common.device import one_thread, random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
 from common.files import load_weights, save_weights, write_atomically
@@ -101,14 +101,27 @@ def judge(run: Run, data: Dataset, generated: int) -> Judge:
     try:
         network.load_state_dict(weights)
     except RuntimeError:
-        raise RunError(f"{run.checkpoints / 'classifier.safetensors'}: not a classifier of these images") from None
+        path = run.checkpoints / "classifier.safetensors"
+        raise RunError(f"{path}: not a classifier of these images; delete it to have it made again") from None
     network.requires_grad_(False).eval()
     digest = hashlib.sha256(save(weights)).hexdigest()[:16]
     correct = accuracy(network, lambda rows: pixels(data.test.images[rows]), data.test.labels)
     with torch.inference_mode():
-        images = pixels(data.test.images[:generated])
+        images = pixels(drawn(data.test, generated).images)
         real = torch.cat([network.features(batch) for batch in images.split(500)])
     return Judge(network, correct, digest, real, moments(real), neighbour_radii(real))
+
+
+def drawn(split: Split, count: int) -> Split:
+    """Returns `count` images of a split, drawn at random and the same every time; all where it has no more.
+
+    The first ones would not do: MNIST's first 5,000 test images are cleaner and easier than the last 5,000.
+    """
+    if count >= len(split):
+        return split
+    order = torch.randperm(len(split), generator=random_stream(0, "images that samples are compared with"))
+    chosen = order[:count].sort().values.to(split.images.device)
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def reference_rows(judge: Judge, data: Dataset, generated: int) -> dict[str, dict[str, Any]]:
@@ -168,4 +181,6 @@ def _train(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:
     batch_size = min(BATCH_SIZE, max(16, len(data.train) // 50))  # steps enough also of the few stand-in digits
     optimizer = Adam((list(network.parameters()), LEARNING_RATE))
     recipe = Recipe(EPOCHS, batch_size, triangular(0.2), "auto")  # the same judge whatever the models' precision is
-    return fit(run, "classifier", network, optimizer, batch_loss, len(data.train), recipe, generator).state_dict()
+    with one_thread():  # sums in the same order, and so the same judge, however many threads a run has
+        trained = fit(run, "classifier", network, optimizer, batch_loss, len(data.train), recipe, generator)
+    return trained.state_dict()

@@ -16,7 +16,7 @@ from torch.distributions import Normal
 
 from common.data import Split
 from common.plotting import COLOURS, figure
-from common.stats import Interval
+from common.stats import Interval, number
 from vae.models import SIDE, VAE
 from vae.objective import decoded, pixels
 from vae.priors import kl_divergence
@@ -49,6 +49,10 @@ def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.tick_params(length=0)
 
 
+def _tick(value: Tensor) -> str:
+    return number(round(float(value), 1) + 0.0, 1)  # no minus before 0.0
+
+
 def training(history: History, title: str, caption: str) -> Figure:
     """ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images."""
     sheet, panels = figure(f"Training: {title}", caption, columns=3, size=(10, 3.2))
@@ -62,8 +66,9 @@ def training(history: History, title: str, caption: str) -> Figure:
         axes.plot(history["step"], history[f"{name}/validation"], color=COLOURS[1], marker=".", label="held out")
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        settled = history[f"{name}/validation"][len(history["step"]) // 10 :]  # the first epochs would flatten the rest
-        if name != "kl" and len(settled) > 3:
+        first = len(history["step"]) // 10  # the first epochs would flatten the rest
+        settled = [*train[name][first:], *history[f"{name}/validation"][first:]]
+        if name != "kl" and len(settled) > 6:
             span = max(settled) - min(settled)
             axes.set_ylim(min(settled) - 0.1 * span, max(settled) + 0.1 * span)
     panels[0].legend()
@@ -78,7 +83,7 @@ def reconstructions(model: VAE, test: Split, title: str, caption: str, columns: 
         made = decoded(model, model.encode(images)[0])
     sheet, (axes,) = figure(f"Reconstructions: {title}", caption, size=(10, 1.9))
     _show(axes, [images, made])
-    _label_rows(axes, ["test image", "reconstruction"])
+    _label_rows(axes, ["test image as seen", "reconstruction"])
     return sheet
 
 
@@ -97,8 +102,8 @@ def manifold(model: VAE, prior: Normal, title: str, caption: str, side: int = 20
     sheet, (axes,) = figure(f"Latent plane: {title}", caption, size=(7, 7.4))
     _show(axes, list(decoded(model, codes.view(-1, 2)).split(side)), gap=0)
     marks = [0, side // 4, side // 2, 3 * side // 4, side - 1]
-    axes.set_xticks([SIDE * (mark + 0.5) for mark in marks], [f"{ticks[mark]:.1f}" for mark in marks])
-    axes.set_yticks([SIDE * (side - mark - 0.5) for mark in marks], [f"{ticks[mark]:.1f}" for mark in marks])
+    axes.set_xticks([SIDE * (mark + 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
+    axes.set_yticks([SIDE * (side - mark - 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
     axes.set(xlabel="first dimension of the code", ylabel="second dimension of the code")
     return sheet
 
@@ -161,10 +166,10 @@ def traversals(
     codes = means[0].repeat(len(order), columns, 1)  # (dimensions, columns, latent)
     for row, dimension in enumerate(order.tolist()):
         codes[row, :, dimension] = steps
-    sheet, (axes,) = figure(f"Traversals: {title}", caption, size=(6.4, 1.2 + 0.41 * len(order)))
+    sheet, (axes,) = figure(f"Traversals: {title}", caption, size=(7.2, 1.2 + 0.41 * len(order)))
     _show(axes, list(decoded(model, codes.flatten(0, 1)).split(columns)))
     _label_rows(axes, [f"dimension {d + 1}: {kl[d]:.1f} nats" for d in order.tolist()])
-    axes.set_xticks([(SIDE + 2) * (c + 0.5) for c in range(columns)], [f"{step:.1f}" for step in steps.tolist()])
+    axes.set_xticks([(SIDE + 2) * (c + 0.5) for c in range(columns)], [_tick(step) for step in steps])
     axes.set_xlabel("value of that dimension, the others as for one test image")
     return sheet
 

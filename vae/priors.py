@@ -17,6 +17,11 @@ PRIORS: dict[PriorName, tuple[float, float]] = {  # mean and standard deviation 
 }
 
 
+def prior_label(mean: float, std: float) -> str:
+    """Returns the prior as figures and tables write it."""
+    return f"N({mean:g}, {std:g}²)" if std != 1 else f"N({mean:g}, 1)"
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor, prior: Normal) -> Tensor:
     """Returns KL(N(mean, variance) ‖ prior) of every code dimension in nats, in the shape of `mean` (B, latent).
 

@@ -10,6 +10,7 @@ from common.document import Block, Section, captioned, run_details, stand_in_war
 from common.folders import Folder, usable
 from common.stats import FEWEST, Interval, number
 from common.tables import Table, counted, difference
+from vae.priors import prior_label
 from vae.study import COLUMNS, COMPARED, tables
 
 CAPTIONS = {
@@ -43,6 +44,8 @@ class Metrics:
     fid: float
     density: float
     coverage: float
+    likelihood: str
+    classifier: dict[str, Any]
     images_per_second: float
 
 
@@ -81,7 +84,7 @@ def section(folders: Sequence[Folder]) -> Section:
         blocks += [*tables(study.models, claims), run_details(folder, CAPTIONS, shown)]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
     if runs:
-        blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs])]
+        blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs], COMPARE)]
         blocks += [run_details(folder, CAPTIONS, shown) for folder, _ in runs]
     else:
         blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
@@ -114,12 +117,17 @@ def verdict(fid: Interval, elbo: Interval) -> str:
     return words.get(frozenset(better), "better in one, worse in the other")
 
 
+COMPARE = (
+    "ELBO and NLL compare within one likelihood; FID, density and coverage where the judge (its weights' hash) and the "
+    "number of samples are the same."
+)
 HEAD = [
     "run",
     "network",
     "prior",
     "latent",
     "β",
+    "likelihood",
     "ELBO",
     "NLL ≤",
     "codes",
@@ -127,24 +135,31 @@ HEAD = [
     "FID",
     "density",
     "coverage",
+    "samples",
+    "judge",
     "images/s",
 ]
 
 
 def row(folder: Folder, metrics: Metrics) -> list[str]:
     """Returns a run's line of the table of single models."""
+    settings = folder.settings
+    capacity = settings.get("capacity")
     return [
         folder.label,
-        metrics.arch,
-        f"N({metrics.prior_mean:g}, {metrics.prior_std:g}²)",
+        metrics.arch + (", mapped start" if settings.get("initialisation") == "mapped" else ""),
+        prior_label(metrics.prior_mean, metrics.prior_std),
         str(metrics.latent),
-        f"{metrics.beta:g}",
+        f"{metrics.beta:g}" + (f", capacity {capacity:g}" if isinstance(capacity, int | float) else ""),
+        metrics.likelihood,
         number(metrics.elbo, 2),
-        f"{metrics.nll:.2f}",
+        number(metrics.nll, 2),
         str(metrics.nll_samples),
         f"{metrics.kl:.2f}",
         f"{metrics.fid:.0f}",
         f"{metrics.density:.2f}",
         f"{metrics.coverage:.2f}",
+        str(settings.get("generated", "")),
+        str(metrics.classifier.get("weights_sha256", ""))[:4],
         f"{metrics.images_per_second:.0f}",
     ]

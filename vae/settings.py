@@ -13,7 +13,7 @@ from common.cli import RunSettings
 from common.errors import UsageError
 from vae.models import Architecture
 from vae.objective import Likelihood
-from vae.priors import PRIORS, PriorName
+from vae.priors import PRIORS, PriorName, prior_label
 
 Count = Annotated[int, Interval(ge=1, le=1_000_000)]
 Width = Annotated[int, Interval(ge=1, le=8192)]
@@ -108,5 +108,4 @@ class Settings(RunSettings):
     @property
     def prior_label(self) -> str:
         """The prior as a figure's title writes it."""
-        mean, std = self.prior_parameters
-        return f"N({mean:g}, {std:g}²)" if std != 1 else f"N({mean:g}, 1)"
+        return prior_label(*self.prior_parameters)

@@ -195,7 +195,9 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise RunError(f"{run.checkpoints / 'vae.safetensors'}: not the weights of this model") from None
+        raise RunError(
+            f"{run.checkpoints / 'vae.safetensors'}: not the weights of this model; delete it to train again"
+        ) from None
     return model.requires_grad_(False).eval()
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import cli
-from vae.classifier import Classifier
+from common import cli, data
+from common.data import Split
+from common.experiment import Run
+from vae.classifier import Classifier, drawn, judge
 from vae.settings import Settings
 from vae.train import main
 
@@ -25,6 +27,34 @@ def test_classifier_reaches_99_percent_on_mnist(
     assert metrics["dataset"]["images"] == 70_000
     assert metrics["classifier"]["accuracy"] >= 0.99
     assert -250 < metrics["elbo"] < -140
+
+
+def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
+    before, digests = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(threads)))  # each trains its own
+            torch.set_num_threads(threads)
+            settings = Settings(results_dir=tmp_path, run_name=f"threads{threads}")
+            digests.add(judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
+            assert torch.get_num_threads() == threads
+            assert list((tmp_path / str(threads)).rglob("classifier-*.safetensors"))
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
+def test_fewer_test_images_are_a_fair_draw() -> None:
+    """Not the first ones: MNIST's are in an order."""
+    split = Split(torch.arange(1000).view(-1, 1, 1, 1), torch.arange(1000))
+    some = drawn(split, 200)
+    assert torch.equal(some.images.flatten(), some.labels)
+    assert len(some.labels.unique()) == 200
+    assert torch.equal(some.labels, drawn(split, 200).labels)
+    assert abs(some.labels.float().mean() - 499.5) < 4 * 1000 / 12**0.5 / 200**0.5
+    assert drawn(split, 1000) is split
+    assert drawn(split, 5000) is split
 
 
 def test_classifier_separates_features_from_head() -> None:
