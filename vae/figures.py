@@ -101,7 +101,7 @@ def manifold(model: VAE, prior: Normal, title: str, caption: str, side: int = 20
     codes = torch.stack(torch.meshgrid(ticks, ticks.flip(0), indexing="xy"), dim=2)  # the first dimension to the right
     sheet, (axes,) = figure(f"Latent plane: {title}", caption, size=(7, 7.4))
     _show(axes, list(decoded(model, codes.view(-1, 2)).split(side)), gap=0)
-    marks = [0, side // 4, side // 2, 3 * side // 4, side - 1]
+    marks = [0, (side - 1) // 3, side - 1 - (side - 1) // 3, side - 1]
     axes.set_xticks([SIDE * (mark + 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
     axes.set_yticks([SIDE * (side - mark - 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
     axes.set(xlabel="first dimension of the code", ylabel="second dimension of the code")

@@ -193,7 +193,7 @@ def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:
     mean = {key: stats.mean(numbers).estimate for key, numbers in values.items()}
     return (
         f"{title.replace(', prior', chr(10) + 'prior')}\n"
-        f"ELBO {mean['elbo']:.1f}, NLL ≤ {mean['nll']:.1f}, FID {mean['fid']:.1f}"
+        f"ELBO {stats.number(mean['elbo'], 1)}, NLL ≤ {stats.number(mean['nll'], 1)}, FID {mean['fid']:.1f}"
     )
 
 
