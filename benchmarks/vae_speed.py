@@ -83,7 +83,7 @@ def ours(settings: Settings, images: data.Split, device: torch.device, folder: P
     """Returns a function that trains for one round with `fit` and returns images a second, by the loop's own clock."""
     model = our_network(settings.network).to(device)
     prior = VaeSettings(prior="normal").prior_on(device)
-    optimizer = Adam((list(model.parameters()), 1e-3))
+    optimizer = Adam((model.parameters(), 1e-3))
     generator = torch.Generator(device).manual_seed(0)
     run = Run(RunSettings(results_dir=folder), "benchmark", "vae", device)
     recipe = Recipe(1, settings.batch_size, triangular(0.5), "auto")

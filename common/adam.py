@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Adam(torch.optim.Optimizer):
     count; the weights are the same to the last bit.
     """
 
-    def __init__(self, *groups: tuple[Sequence[nn.Parameter], float]) -> None:
+    def __init__(self, *groups: tuple[Iterable[nn.Parameter], float]) -> None:
         super().__init__([{"params": list(parameters), "lr": rate} for parameters, rate in groups], {})
         self.parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
         self._means = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]

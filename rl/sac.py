@@ -6,7 +6,7 @@ paper's order: critics (and curiosity), actor, temperature, targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, assert_never
 
 import torch
@@ -88,9 +88,7 @@ class SAC(nn.Module):
         self.intrinsic = RunningMoments(agents, horizon=settings.deviation_horizon)
         self.to(device)
 
-        critic_groups: list[tuple[Sequence[nn.Parameter], float]] = [
-            (list(self.critic.parameters()), settings.learning_rate)
-        ]
+        critic_groups: list[tuple[Iterable[nn.Parameter], float]] = [(self.critic.parameters(), settings.learning_rate)]
         if self.curiosity is not None:
             learned = [p for p in self.curiosity.parameters() if p.requires_grad]
             critic_groups.append((learned, settings.icm_learning_rate))

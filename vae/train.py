@@ -183,7 +183,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
     def trained() -> dict[str, Tensor]:
         generator = random_stream(settings.seed, "vae batches", run.device)
-        optimizer = Adam((list(model.parameters()), settings.learning_rate))
+        optimizer = Adam((model.parameters(), settings.learning_rate))
         schedule = triangular(settings.warmup)
         recipe = Recipe(settings.epochs, settings.batch_size, schedule, settings.precision, settings.ema_decay)
         examples = len(seen.train)

@@ -71,14 +71,14 @@ def test_equals_a_loop_written_out(tmp_path: Path) -> None:
 
 
 def test_goes_on_with_our_adam_and_refuses_a_checkpoint_of_another_optimiser(tmp_path: Path) -> None:
-    def go(run: Run, epochs: int, adam: bool) -> nn.Module:
+    def go(run: Run, adam: bool) -> nn.Module:
         model, generator = network(), torch.Generator().manual_seed(1)
-        parameters = list(model.parameters())
-        optimizer = Adam((parameters, 0.01)) if adam else torch.optim.Adam(parameters, lr=0.01, fused=True)
-        return fit(run, "train", model, optimizer, loss, len(X), recipe(epochs), generator)
+        ours, theirs = Adam((model.parameters(), 0.01)), torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        optimizer = ours if adam else theirs
+        return fit(run, "train", model, optimizer, loss, len(X), recipe(), generator)
 
-    unbroken = go(a_run(tmp_path, "unbroken"), 4, adam=True)
-    assert same(go(a_run(tmp_path, "torch"), 4, adam=False), unbroken)
+    unbroken = go(a_run(tmp_path, "unbroken"), adam=True)
+    assert same(go(a_run(tmp_path, "torch"), adam=False), unbroken)
     broken = a_run(tmp_path, "broken")
     checkpoint = broken.checkpoints / "train.state.pt"
     saved = TrainState.save
@@ -90,14 +90,14 @@ def test_goes_on_with_our_adam_and_refuses_a_checkpoint_of_another_optimiser(tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainState, "save", save_once)
         with pytest.raises(Killed):
-            go(broken, 4, adam=True)
+            go(broken, adam=True)
     state = load_state(checkpoint)
     assert state["step"] == 3
     again = Run(RunSettings(resume=broken.path), "test", "", torch.device("cpu"))
-    assert same(go(again, 4, adam=True), unbroken)
+    assert same(go(again, adam=True), unbroken)
     save_state(checkpoint, state | {"optimizer": {"state": {}, "param_groups": []}})
     with pytest.raises(RunError, match=r"train\.state\.pt: not a checkpoint of this training"):
-        go(Run(RunSettings(resume=broken.path), "test", "", torch.device("cpu")), 4, adam=True)
+        go(Run(RunSettings(resume=broken.path), "test", "", torch.device("cpu")), adam=True)
 
 
 class Killed(Exception):
