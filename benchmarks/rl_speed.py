@@ -68,7 +68,7 @@ def ours(settings: Settings) -> Callable[[int], None]:
         env_steps=1_000_000,
         device=settings.device,  # type: ignore[arg-type]
     )
-    device = set_up(settings.device, settings.threads)
+    device = set_up(settings.device, settings.threads, huge_pages=True)
     agents = Lockstep(chosen, device)
 
     def train(steps: int) -> None:

@@ -36,7 +36,7 @@ NAMES = {
 def main(settings: Settings) -> None:
     """Runs the experiment, or what is left of it, and prints the run folder."""
     settings.check()
-    device = set_up(settings.device, settings.threads)
+    device = set_up(settings.device, settings.threads, huge_pages=True)
     agents = Lockstep(settings, device)
     run = Run(settings, "rl", f"{settings.env_id}-{settings.reward}-{settings.icm}", device)
     if run.finished:
