@@ -56,6 +56,8 @@ class Adam(torch.optim.Optimizer):
         start = 0
         for group in self.param_groups:
             count = len(group["params"])
+            if count == 0:
+                continue  # a module that has nothing to learn: the kernel refuses empty lists
             part = slice(start, start := start + count)
             torch._fused_adam_(
                 self.parameters[part],

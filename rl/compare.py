@@ -97,7 +97,7 @@ def read(path: Path) -> Arm:
         settings = yaml.safe_load((path / "config.yaml").read_text())
         missing = [*(SAME - settings.keys()), *(FIGURES - metrics.keys())]
         if missing:
-            raise KeyError(missing[0])
+            raise ValueError(f"{missing[0]} is missing")
         with (path / "history.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["stage"] == "eval"]
         history = {name: [float(row[name]) for row in rows] for name in rows[0] if name.startswith(("step", "return"))}
@@ -108,7 +108,7 @@ def read(path: Path) -> Arm:
     except FileNotFoundError as error:
         raise RunError(f"{path}: no finished run ({Path(error.filename).name} is missing)") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error!r})") from None
+        raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error})") from None
 
 
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:

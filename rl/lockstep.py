@@ -175,7 +175,8 @@ class Lockstep:
             self.summed = state["summed"]
             self.replay.load_segments(_replay_folder(run), state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise RunError(f"{path}: not a checkpoint of these agents ({error})") from None
+            reason = " ".join(str(error).split())[:200]  # torch's runs over many lines
+            raise RunError(f"{path}: not a checkpoint of these agents ({reason})") from None
 
 
 def checkpoint(run: Run) -> Path:

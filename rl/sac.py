@@ -150,7 +150,7 @@ class SAC(nn.Module):
 
 def build_curiosity(
     settings: Settings, observation: int, action: int, generators: Sequence[torch.Generator]
-) -> IntrinsicCuriosity | RandomDistillation | None:
+) -> nn.Module | None:
     """Returns the curiosity module that `--icm` names; a new one is a class in `rl/icm.py` and a line here."""
     match settings.icm:
         case "none":

@@ -75,7 +75,7 @@ class Settings(RunSettings):
     """Adam's learning rate for actor, critics and temperature."""
     batch_size: Count = 256
     """Transitions an update."""
-    buffer_size: Count = 1_000_000
+    buffer_size: Annotated[int, Interval(ge=2, le=1_000_000_000)] = 1_000_000
     """Transitions kept for each agent."""
     random_steps: Annotated[int, Ge(1)] = 5_000
     """Uniformly random actions before the first update (CleanRL)."""
@@ -83,7 +83,7 @@ class Settings(RunSettings):
     """Discount γ a step."""
     target_rate: Rate = 0.005
     """Share of the critics that moves into their targets every update (τ)."""
-    initial_temperature: Annotated[float, Gt(0)] = 1.0
+    initial_temperature: Annotated[float, Interval(ge=1e-30, le=1e30)] = 1.0
     """Temperature α at the start; it is then tuned automatically."""
     target_entropy: float | None = None
     """Entropy in nats that the temperature aims at; none means −(number of action dimensions)."""
@@ -110,9 +110,11 @@ class Settings(RunSettings):
             )
         if self.extrinsic_weight == 0 and (self.icm == "none" or self.intrinsic_weight == 0):
             raise UsageError(f"--extrinsic-weight 0 with --icm {self.icm}: no reward is left; give curiosity a weight")
-        if self.log_std_range[0] >= self.log_std_range[1]:
-            low, high = self.log_std_range
+        low, high = self.log_std_range
+        if low >= high:
             raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound comes first")
+        if low < -80 or high > 80:
+            raise UsageError(f"--log-std-range {low:g} {high:g}: float32 has no such deviations; -80 to 80 is possible")
         if self.forward_width is not None and self.icm not in ("single", "stacked", "random"):
             raise UsageError(f"--forward-width {self.forward_width} with --icm {self.icm}: it has no forward model")
 

@@ -1,10 +1,14 @@
 """The update against a naive agent written from the paper, and agents in lockstep against agents alone."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from rl.icm import Surprise
 from rl.replay import Batch
 from rl.sac import SAC, Noise, actor_loss, critic_loss, critic_target, temperature_loss
 from rl.settings import Settings
@@ -149,3 +153,18 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order() -> None:
     assert not torch.equal(plain, random)
     torch.testing.assert_close(plain.sort(1).values, random.sort(1).values)
     torch.testing.assert_close(plain.std(1, correction=0), torch.ones(3), rtol=1e-3, atol=1e-3)  # in deviations
+
+
+def test_a_new_intrinsic_reward_as_the_readme_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"```python\n(class Motion.*?)```", readme, re.DOTALL)
+    assert example
+    names: dict[str, Any] = {"nn": nn, "Batch": Batch, "Surprise": Surprise}
+    exec(example[1], names)
+    monkeypatch.setattr("rl.sac.build_curiosity", lambda *_: names["Motion"]())
+    agents = sac(range(2), icm="single")  # it has nothing to learn
+    batch, noise = batch_and_noise(2, 0)
+    moved = (batch.next_observation - batch.observation).square().sum(-1)
+    measured = agents.update(batch, noise)
+    deviation = agents.intrinsic.deviation
+    torch.testing.assert_close(measured["intrinsic_reward"], (moved / deviation).mean(1))
