@@ -12,6 +12,7 @@ import logging
 import socket
 import tarfile
 import tempfile
+import time
 import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from common.errors import RunError, UsageError
 from common.files import ROOT
 from common.jobs import Job, Place, Work
 
+NODE_DIES = 10.0  # seconds within which a worker follows its node
 NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the nodes, with the code
 
 
@@ -73,12 +75,12 @@ def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
 
     remark = f"on node {ray.get_runtime_context().get_node_id()}"
     if marker.exists():
-        return work.start(job, remark), b""
+        return _start(work, job, remark), b""
     with tempfile.TemporaryDirectory() as folder:
         there = Work(work.script, work.task, Path(folder))
         needs = next((v for v in job.settings.values() if isinstance(v, str) and str(work.results_dir) in v), None)
         if needs is None:
-            status = there.start(job, remark)
+            status = _start(there, job, remark)
         else:  # a {runs} of the sweep file
             there.log(job).parent.mkdir(parents=True)
             there.log(job).write_text(
@@ -89,6 +91,17 @@ def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             archive.add(folder, arcname=".")
     return status, buffer.getvalue()
+
+
+def _start(work: Work, job: Job, remark: str) -> int:
+    """Runs the job and returns its exit status; a node that dies takes this process along, and Ray runs the job again.
+
+    But it may kill the script first, which must not come back as a script that failed.
+    """
+    status = work.start(job, remark)
+    if status < 0:  # killed by a signal
+        time.sleep(NODE_DIES)
+    return status
 
 
 def _connect(address: str) -> Any:
