@@ -79,7 +79,7 @@ class SparseConv2d(nn.Module):
         return output.view(-1, batch, height, width).transpose(0, 1)
 
 
-def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float = 2.0) -> dict[str, dict[str, float]]:
+def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float) -> dict[str, dict[str, float]]:
     """Returns median seconds a forward pass for batches of 1 and of all `images` (B, C, H, W), in float32.
 
     `dense`: the network before pruning. `pruned`: the same dense kernels over weights that are mostly zero.

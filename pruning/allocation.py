@@ -49,6 +49,13 @@ def lamp(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
     return _by_score(weights, sparsity, score)
 
 
+# The rules that one threshold of a score for the whole network decides.
+BY_MAGNITUDE: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
+    "global": global_magnitude,
+    "lamp": lamp,
+}
+
+
 def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
     """Returns Erdős–Rényi-kernel sparsities: density ∝ Σ dimensions / Π dimensions, at most 1 (Evci et al. 2020)."""
     raw = {name: sum(weight.shape) / weight.numel() for name, weight in weights.items()}

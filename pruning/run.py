@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
@@ -61,19 +62,13 @@ def main(settings: Settings) -> None:
         lambda: choose(settings, dense, metrics["sensitivity"], metrics["dense_validation_accuracy"]),
     )
 
-    def masks_at(share: float, weights: Mapping[str, Tensor], kept: Masks | None = None) -> Masks:
-        due = {name: share * sparsity for name, sparsity in sparsities.items()}
-        if settings.allocation == "random":
-            return random_masks(weights, due, stream_seed(settings.seed, "random masks"))
-        return magnitude_masks(weights, due, kept)
-
     say(f"4/6 pruning ({settings.schedule}) and fine-tuning")
     network, pruned = copy.deepcopy(dense), copy.deepcopy(dense)
-    masks = masks_at(1.0, prunable_weights(dense))
+    masks = masks_due(settings, sparsities, 1.0, prunable_weights(dense))
     apply_masks(prunable_weights(pruned), masks)
     metrics["pruned_accuracy"] = run.remembered("pruned_accuracy", lambda: test_accuracy(pruned))
     say(f"    accuracy pruned at once, before fine-tuning {metrics['pruned_accuracy']:.4f}")
-    masks = fine_tune(run, settings, images, network, masks, masks_at)
+    masks = fine_tune(run, settings, images, network, masks, functools.partial(masks_due, settings, sparsities))
     metrics["finetuned_accuracy"] = run.remembered("finetuned_accuracy", lambda: test_accuracy(network))
     say(f"    accuracy after fine-tuning {metrics['finetuned_accuracy']:.4f}")
 
@@ -81,7 +76,9 @@ def main(settings: Settings) -> None:
     example = images.normalise(images.test.images[: settings.batch_size])
     metrics["layers"] = account.layer_table(network, masks, example[:1])
     metrics |= account.totals(network, metrics["layers"])
-    metrics["latency"] = run.remembered("latency", lambda: account.latencies(dense, network, example))
+    metrics["latency"] = run.remembered(
+        "latency", lambda: account.latencies(dense, network, example, settings.latency_seconds)
+    )
 
     say("6/6 saving and drawing")
     metrics["dense_bytes"] = (run.checkpoints / "dense.safetensors").stat().st_size
@@ -89,7 +86,7 @@ def main(settings: Settings) -> None:
         "sparse_files", lambda: save_sparse_files(run, network, masks, metrics["dense_bytes"], test_accuracy)
     )
     metrics["sparse_bytes"] = metrics["sparse_files"]["float16"]["bytes"]
-    draw(run, metrics, sparsities, dense, network, masks, images.caption)
+    draw(run, metrics, dense, network, masks, images.caption)
     run.finish(metrics, ("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "compression_ratio"))
     say(figures.table(metrics))
     print(run.path)
@@ -114,10 +111,7 @@ def measure_sensitivity(run: Run, settings: Settings, images: data.Dataset, dens
 
 
 def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy: float) -> allocation.Sparsities:
-    """Returns the sparsity of every layer that `--allocation` asks for, decided once, on the dense network.
-
-    A gradual schedule takes every layer there by itself, also where one threshold chose the layers' shares.
-    """
+    """Returns the sparsity of every layer that `--allocation` asks for, decided on the dense network."""
     weights = prunable_weights(dense)
     reference = allocation.reference(weights)
     if settings.sparsity is not None:
@@ -134,15 +128,36 @@ def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy
             return allocation.scan_for_budget(weights, curves, dense_accuracy, settings.accuracy_budget)
         case "scan":
             return allocation.scan_for_sparsity(weights, curves, dense_accuracy, sparsity)
-        case "global":
-            return allocation.global_magnitude(weights, sparsity)
-        case "lamp":
-            return allocation.lamp(weights, sparsity)
+        case "global" | "lamp":
+            return allocation.BY_MAGNITUDE[settings.allocation](weights, sparsity)
         case "erk":
             return allocation.erk(weights, sparsity)
         case "uniform":
             return allocation.uniform(weights, sparsity)
     assert_never(settings.allocation)
+
+
+def masks_due(
+    settings: Settings,
+    sparsities: allocation.Sparsities,
+    share: float,
+    weights: Mapping[str, Tensor],
+    kept: Masks | None = None,
+) -> Masks:
+    """Returns the masks of `weights` when `share` of `sparsities` is due, 1 being all, nested in those `kept` so far.
+
+    One threshold for the whole network is found anew on the weights as they are: on a gradual schedule the layers'
+    shares follow what training makes of them. Every other rule takes each layer to its own sparsity.
+    """
+    rule = allocation.BY_MAGNITUDE.get(settings.allocation)
+    if rule is not None:
+        sizes = {name: weight.numel() for name, weight in weights.items()}
+        due = rule(weights, share * sum(sparsities[n] * size for n, size in sizes.items()) / sum(sizes.values()))
+    else:
+        due = {name: share * sparsity for name, sparsity in sparsities.items()}
+    if settings.allocation == "random":
+        return random_masks(weights, due, stream_seed(settings.seed, "random masks"))
+    return magnitude_masks(weights, due, kept)
 
 
 def save_sparse_files(
@@ -168,7 +183,6 @@ def _largest_difference(one: Tensor, other: Tensor) -> float:
 def draw(
     run: Run,
     metrics: dict[str, Any],
-    sparsities: allocation.Sparsities,
     dense: VGG11,
     network: VGG11,
     masks: Masks,
@@ -176,7 +190,10 @@ def draw(
 ) -> None:
     """Writes every figure, and the weights' histograms to TensorBoard."""
     before, after = ({n: w.detach() for n, w in prunable_weights(m).items()} for m in (dense, network))
-    start = metrics["dense_validation_accuracy"]
+    start, sparsities = (
+        metrics["dense_validation_accuracy"],
+        {row["name"]: row["sparsity"] for row in metrics["layers"]},
+    )
     run.figure("training", figures.training(run.history("dense"), run.history("finetuned"), caption))
     run.figure("sensitivity", figures.sensitivity(metrics["sensitivity"], start, sparsities, caption))
     run.figure("weights", figures.weights(before, after, masks, caption))

@@ -83,6 +83,10 @@ class Settings(RunSettings):
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     """Fraction of the fine-tuning after which its learning rate peaks."""
 
+    # 5. Account
+    latency_seconds: Annotated[float, Ge(0)] = 2.0
+    """Time to spend on the latency of each batch size, three passes at least; beside other runs it means little."""
+
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
         if self.dense_weights is not None and self.resume is None and not self.dense_weights.is_file():

@@ -1,5 +1,6 @@
 """Fine-tuning under masks: dropped weights are exactly zero after every step, whatever the schedule and the average."""
 
+import copy
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from common.files import save_weights
 from common.training import TrainState
 from pruning import train as training
 from pruning.allocation import uniform
-from pruning.masks import Masks, magnitude_masks
-from pruning.run import choose
+from pruning.masks import Masks, apply_masks, magnitude_masks
+from pruning.run import choose, masks_due
 from pruning.settings import Settings
 from pruning.train import fine_tune, train_dense
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
@@ -130,3 +131,24 @@ def test_every_allocation_reaches_its_target(network: VGG11, allocation: str, sp
         assert all(s == pytest.approx(0.0125, abs=1e-3) for s in sparsities.values())  # 1 % of accuracy on these lines
     else:
         assert overall == pytest.approx(sparsity or 1 - 2_117_548 / 9_217_728, abs=1e-6)
+
+
+@pytest.mark.parametrize("allocation", ["global", "lamp", "erk"])
+def test_one_threshold_follows_the_weights(network: VGG11, allocation: str) -> None:
+    """Between two prunings one layer grows: one threshold spares it, a layer's own sparsity does not."""
+    chosen = Settings(allocation=allocation, sparsity=0.9, schedule="gradual")  # type: ignore[arg-type]
+    model = copy.deepcopy(network)
+    weights = {name: torch.nn.init.normal_(weight.detach()) for name, weight in prunable_weights(model).items()}
+    sparsities = choose(chosen, model, {}, 0.9)
+    dense = masks_due(chosen, sparsities, 1.0, weights)
+    assert {name: int((~mask).sum()) / mask.numel() for name, mask in dense.items()} == sparsities
+    half = masks_due(chosen, sparsities, 0.5, weights)
+    apply_masks(weights, half)
+    grown = "features.22"
+    weights[grown] *= 3 if allocation == "global" else weights[grown].abs()  # LAMP's score is blind to a layer's scale
+    after = masks_due(chosen, sparsities, 1.0, weights, half)
+    assert all(not (after[name] & ~half[name]).any() for name in after)
+    total = sum(mask.numel() for mask in after.values())
+    assert sum(int((~mask).sum()) for mask in after.values()) == pytest.approx(0.9 * total, abs=len(after))
+    moved = int(after[grown].sum()) != int(dense[grown].sum())
+    assert moved == (allocation != "erk")
