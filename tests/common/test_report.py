@@ -54,6 +54,18 @@ def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
     assert "a|b +1.0 [0.5, 1.5]" in text  # the sweep's table
 
 
+def test_beside_the_report_stands_the_run_most_like_it(tmp_path: Path) -> None:
+    """A sweep's arms at the reference sparsities, longer and gradual, do not take its place."""
+    for name in ("z", "arm", "gradual"):
+        shutil.copytree(REFERENCE / "pruning", tmp_path / name, ignore=shutil.ignore_patterns("sparse98", "study*"))
+    shutil.rmtree(tmp_path / "arm" / "figures")
+    for name, changed in (("arm", {"epochs": 30}), ("gradual", {"epochs": 30, "schedule": "gradual"})):
+        settings = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(settings | changed))
+    main(Report(tmp_path, output=tmp_path / "report.html"))
+    assert "Run z, seed 0" in text_of(tmp_path / "report.html")
+
+
 def test_the_stand_in_is_told_plainly(page: Path) -> None:
     text = " ".join(text_of(page).split())
     assert "1 run used the embedded stand-in data, scikit-learn's digits, in place of cifar10" in text.replace(
