@@ -62,7 +62,9 @@ def read(path: Path) -> Grid:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(
+            error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument"
+        )  # a typo, not what it hides
         where = ".".join(map(str, first["loc"][:2])) or "the file"
         raise UsageError(
             f"{path}: {where}: {first['msg'].lower()} (a sweep has script, grids, seeds, shared, …)"

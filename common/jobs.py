@@ -112,8 +112,9 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
         for job, status in under_way:
             if status == INTERRUPTED:
                 raise KeyboardInterrupt
-            if status:
-                failed[job.name] = _last_line(work.log(job))
+            if status or not _is_finished(work.folder(job)):
+                silent = "" if status else "ended without a whole metrics.json; "
+                failed[job.name] = silent + _last_line(work.log(job))
                 tqdm.write(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)  # the others may take hours
             bar.update()
             bar.set_postfix_str(job.name)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
+import importlib
 import io
 import json
 import math
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +26,7 @@ from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
 from common.grid import Arm, Grid, arms, read, require_distinct
-from common.jobs import Job, JobsFailed, Place, Work, at_once, here, run_jobs, threads_each
+from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
 
@@ -79,6 +81,7 @@ def main(sweep: Sweep) -> None:
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
+    require_known_settings(sweep.grid, grid.script, everything)
     require_same_arms(work, everything)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
     processes = at_once(sweep.processes, "cpu" if on_cpu else "auto")
@@ -100,6 +103,22 @@ def main(sweep: Sweep) -> None:
         raise JobsFailed(failed, len(everything) * len(seeds))
 
 
+def require_known_settings(path: Path, script: str, everything: Sequence[Arm]) -> None:
+    """Raises UsageError for settings that `script`, one of this project, does not take: before the first run begins."""
+    if not (ROOT / script).resolve().is_relative_to(ROOT):
+        return  # another's script says so itself
+    module = importlib.import_module(".".join(Path(script).with_suffix("").parts))
+    kinds = typing.get_type_hints(module.main).values() if hasattr(module, "main") else ()
+    kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, cli.RunSettings)), None)
+    if kind is None:
+        raise UsageError(f"{path}: script {script}: not a script of runs, as pruning/run.py is")
+    for arm in everything:
+        try:
+            cli.parse(kind, options(arm.settings))
+        except UsageError as error:
+            raise UsageError(f"{path}: arm {arm.name}: {error}") from None
+
+
 def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
     """Keeps the arms' settings in arms.json, and raises RunError where an arm that has runs had others before.
 
@@ -117,7 +136,9 @@ def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
         settings = json.loads(json.dumps(dict(arm.settings), default=str))
         begun = any((work.results_dir / work.task).glob(f"{glob.escape(arm.name)}-seed*/config.yaml"))
         if begun and known.get(arm.name, settings) != settings:
-            raise RunError(f"{path}: arm {arm.name} had other settings there; choose another --results-dir")
+            had = known[arm.name] if isinstance(known[arm.name], dict) else {}
+            other = ", ".join(name for name in sorted(had | settings) if had.get(name) != settings.get(name))
+            raise RunError(f"{path}: arm {arm.name} had another {other} there; choose another --results-dir")
         known[arm.name] = settings
     write_atomically(path, json.dumps(known, indent=1).encode())
 

@@ -49,13 +49,6 @@ def lamp(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
     return _by_score(weights, sparsity, score)
 
 
-# The rules that one threshold of a score for the whole network decides.
-BY_MAGNITUDE: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
-    "global": global_magnitude,
-    "lamp": lamp,
-}
-
-
 def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
     """Returns Erdős–Rényi-kernel sparsities: density ∝ Σ dimensions / Π dimensions, at most 1 (Evci et al. 2020)."""
     raw = {name: sum(weight.shape) / weight.numel() for name, weight in weights.items()}
@@ -68,6 +61,16 @@ def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
         if not full:
             return _whole_weights(weights, {n: 0.0 if n in dense else 1 - scale * raw[n] for n in weights})
         dense |= full
+
+
+# The rules that need nothing but the weights, and those among them that are one threshold for the whole network.
+RULES: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
+    "uniform": uniform,
+    "erk": erk,
+    "global": global_magnitude,
+    "lamp": lamp,
+}
+ONE_THRESHOLD = ("global", "lamp")
 
 
 def scan_for_budget(

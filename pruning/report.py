@@ -23,11 +23,13 @@ CAPTIONS = {
 }
 
 
+CURVES = "Test accuracy against the share of convolution weights pruned; right, the top of the same picture."
+
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
     *("allocation", "schedule", "sparsity", "seed"),
     *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
-    *("dataset", "data_dir", "results_dir", "run_name", "device", "threads"),
+    *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
 
 
@@ -182,7 +184,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     figure = figures.accuracy_against_sparsity(curves, level, caption)
     table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
-    return ["# Accuracy against sparsity", Picture("accuracy against sparsity", figure), table, *repeats]
+    return ["# Accuracy against sparsity", Picture(CURVES, figure), table, *repeats]
 
 
 def _mean(runs: Mapping[int, Run], figure: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, assert_never
+from typing import Any
 
 from torch import Tensor
 
@@ -128,13 +128,8 @@ def choose(settings: Settings, dense: VGG11, curves: Sensitivity, dense_accuracy
             return allocation.scan_for_budget(weights, curves, dense_accuracy, settings.accuracy_budget)
         case "scan":
             return allocation.scan_for_sparsity(weights, curves, dense_accuracy, sparsity)
-        case "global" | "lamp":
-            return allocation.BY_MAGNITUDE[settings.allocation](weights, sparsity)
-        case "erk":
-            return allocation.erk(weights, sparsity)
-        case "uniform":
-            return allocation.uniform(weights, sparsity)
-    assert_never(settings.allocation)
+        case rule:
+            return allocation.RULES[rule](weights, sparsity)
 
 
 def masks_due(
@@ -149,10 +144,10 @@ def masks_due(
     One threshold for the whole network is found anew on the weights as they are: on a gradual schedule the layers'
     shares follow what training makes of them. Every other rule takes each layer to its own sparsity.
     """
-    rule = allocation.BY_MAGNITUDE.get(settings.allocation)
-    if rule is not None:
+    if settings.allocation in allocation.ONE_THRESHOLD:
         sizes = {name: weight.numel() for name, weight in weights.items()}
-        due = rule(weights, share * sum(sparsities[n] * size for n, size in sizes.items()) / sum(sizes.values()))
+        overall = sum(sparsities[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        due = allocation.RULES[settings.allocation](weights, share * overall)
     else:
         due = {name: share * sparsity for name, sparsity in sparsities.items()}
     if settings.allocation == "random":

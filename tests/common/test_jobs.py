@@ -45,6 +45,13 @@ def test_runs_each_once_and_skips_what_is_finished(script: str, tmp_path: Path) 
     assert all(len((folder / "started").read_text().splitlines()) == 1 for folder in again.values())
 
 
+def test_a_run_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
+    """A module that is no script, say: it ends well and has done nothing."""
+    (tmp_path / "module.py").write_text("print('hello')")
+    with pytest.raises(RunError, match=r"1 of 1 runs failed.*rate1: ended without a whole metrics.json; hello"):
+        run_jobs(Work(str(tmp_path / "module.py"), "toy", tmp_path), jobs(1), here(1))
+
+
 def test_a_failure_is_told_with_its_last_line_and_the_rest_is_done(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

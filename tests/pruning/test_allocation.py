@@ -1,6 +1,8 @@
 """Allocation rules: the target is met within one weight a layer, no layer vanishes, each rule is its paper's."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +36,7 @@ def pruned_weights(weights: dict[str, Tensor], sparsities: dict[str, float]) -> 
 
 
 RULES = {
-    "uniform": allocation.uniform,
-    "global": allocation.global_magnitude,
-    "lamp": allocation.lamp,
-    "erk": allocation.erk,
+    **allocation.RULES,
     "scan": lambda weights, s: allocation.scan_for_sparsity(weights, falling_curves(), 0.9, s),
 }
 
@@ -125,3 +124,15 @@ def test_scan_with_accuracies_above_the_dense_one() -> None:
     curves = {name: {str(s): 0.95 for s in SPARSITIES} for name in SHAPES}
     sparsities = allocation.scan_for_budget(some_weights(), curves, accuracy=0.9, budget=0.01)
     assert all(0.9 < s < 1 for s in sparsities.values())
+
+
+def test_a_new_rule_as_the_readme_shows_it() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"^def spread\(.*\n.*\n", readme, re.MULTILINE)
+    assert example
+    names = dict(vars(allocation))
+    exec(example[0], names)
+    weights = some_weights()
+    sparsities = names["spread"](weights, 0.9)
+    target = 0.9 * sum(weight.numel() for weight in weights.values())
+    assert abs(pruned_weights(weights, sparsities) - target) <= len(weights)
