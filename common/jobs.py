@@ -112,8 +112,8 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
         for job, status in under_way:
             if status == INTERRUPTED:
                 raise KeyboardInterrupt
-            if status or not _is_finished(work.folder(job)):
-                silent = "" if status else "ended without a whole metrics.json; "
+            if status or not (work.folder(job) / "metrics.json").exists():
+                silent = "" if status else "ended without a metrics.json; "
                 failed[job.name] = silent + _last_line(work.log(job))
                 tqdm.write(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)  # the others may take hours
             bar.update()

@@ -48,7 +48,7 @@ def test_runs_each_once_and_skips_what_is_finished(script: str, tmp_path: Path) 
 def test_a_run_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
     """A module that is no script, say: it ends well and has done nothing."""
     (tmp_path / "module.py").write_text("print('hello')")
-    with pytest.raises(RunError, match=r"1 of 1 runs failed.*rate1: ended without a whole metrics.json; hello"):
+    with pytest.raises(RunError, match=r"1 of 1 runs failed.*rate1: ended without a metrics.json; hello"):
         run_jobs(Work(str(tmp_path / "module.py"), "toy", tmp_path), jobs(1), here(1))
 
 
