@@ -62,9 +62,8 @@ def read(path: Path) -> Grid:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except ValidationError as error:
-        first = min(
-            error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument"
-        )  # a typo, not what it hides
+        # A misspelt name before the missing one that it stands for.
+        first = min(error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument")
         where = ".".join(map(str, first["loc"][:2])) or "the file"
         raise UsageError(
             f"{path}: {where}: {first['msg'].lower()} (a sweep has script, grids, seeds, shared, …)"

@@ -76,9 +76,8 @@ def clear_empty_filters(convolutions: Mapping[str, nn.Conv2d], masks: Masks) -> 
         bias = convolutions[name].bias
         if bias is not None:
             kept = mask.permute(0, 2, 3, 1).flatten(1)  # no copy: channels last
-            bias.masked_fill_(
-                kept.view(torch.uint8).amax(1) == 0, 0.0
-            )  # as bytes: `any` over a row takes 40 times as long
+            empty = kept.view(torch.uint8).amax(1) == 0  # as bytes: `any` takes 40 times as long
+            bias.masked_fill_(empty, 0.0)
 
 
 @torch.no_grad()

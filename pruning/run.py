@@ -185,10 +185,8 @@ def draw(
 ) -> None:
     """Writes every figure, and the weights' histograms to TensorBoard."""
     before, after = ({n: w.detach() for n, w in prunable_weights(m).items()} for m in (dense, network))
-    start, sparsities = (
-        metrics["dense_validation_accuracy"],
-        {row["name"]: row["sparsity"] for row in metrics["layers"]},
-    )
+    start = metrics["dense_validation_accuracy"]
+    sparsities = {row["name"]: row["sparsity"] for row in metrics["layers"]}
     run.figure("training", figures.training(run.history("dense"), run.history("finetuned"), caption))
     run.figure("sensitivity", figures.sensitivity(metrics["sensitivity"], start, sparsities, caption))
     run.figure("weights", figures.weights(before, after, masks, caption))
