@@ -12,10 +12,9 @@ import importlib
 import io
 import json
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from annotated_types import Ge
@@ -108,7 +107,7 @@ def require_known_settings(path: Path, script: str, everything: Sequence[Arm]) -
     if not (ROOT / script).resolve().is_relative_to(ROOT):
         return  # another's script says so itself
     module = importlib.import_module(".".join(Path(script).with_suffix("").parts))
-    kinds = typing.get_type_hints(module.main).values() if hasattr(module, "main") else ()
+    kinds = get_type_hints(module.main).values() if hasattr(module, "main") else ()
     kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, cli.RunSettings)), None)
     if kind is None:
         raise UsageError(f"{path}: script {script}: not a script of runs, as pruning/run.py is")

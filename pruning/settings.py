@@ -65,9 +65,7 @@ class Settings(RunSettings):
     allocation: Allocation = "reference"
     """How much of each layer goes; random masks are the control, at the reference sparsities or uniform ones."""
     sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Overall fraction of convolution weights to prune, to a weight a layer.
-
-    None means the reference's 0.7703 (for scan: the budget)."""
+    """Fraction of the convolution weights to prune, to a weight a layer; none: the reference's .7703 (scan: budget)."""
     accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
     """Held-out accuracy each layer alone may cost, for --allocation scan without --sparsity."""
 

@@ -107,7 +107,7 @@ def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., 
     assert len(stamps) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     before = (tmp_path / "out" / "table.csv").read_text()
-    with pytest.raises(RunError, match=r"arm rate1 had another \w+ there"):  # other settings, other runs
+    with pytest.raises(RunError, match="arm rate1 had another kind there"):  # other settings, other runs
         main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
     (tmp_path / "out" / "arms.json").unlink()
     with pytest.raises(RunError, match="already a run with kind None, not other"):
@@ -117,7 +117,7 @@ def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., 
 
 def test_a_setting_that_is_taken_back_is_noticed(sweep_of: Callable[..., Sweep]) -> None:
     main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
-    with pytest.raises(RunError, match=r"arm rate1 had another \w+ there"):
+    with pytest.raises(RunError, match="arm rate1 had another kind there"):
         main(sweep_of([{"rate": [1]}]))
 
 

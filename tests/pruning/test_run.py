@@ -110,16 +110,17 @@ def test_kill_9_while_pruning_gradually_and_at_random(smoke: Path, tmp_path: Pat
     typed += ["--dense-weights", str(smoke / "checkpoints" / "dense.safetensors"), "--results-dir"]
     run = killed([*typed, str(tmp_path / "broken")], tmp_path / "broken", "finetuned.state.pt")
     half = load_state(run / "checkpoints" / "finetuned.state.pt")
-    killed(
-        [*COMMAND, "--resume", str(run)], tmp_path / "broken", "finetuned.safetensors"
-    )  # what follows is not the point
+    killed([*COMMAND, "--resume", str(run)], tmp_path / "broken", "finetuned.safetensors")  # what follows is no matter
     unbroken = killed([*typed, str(tmp_path / "unbroken")], tmp_path / "unbroken", "finetuned.safetensors")
     for name in ("dense", "finetuned", "masks"):
         ours, theirs = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, unbroken))
         assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
     weights = prunable_weights(VGG11())
     final = random_masks(weights, uniform(weights, 0.9), stream_seed(0, "random masks"))
-    for name, mask in load_weights(run / "checkpoints" / "masks.safetensors").items():
+    masks = load_weights(run / "checkpoints" / "masks.safetensors")
+    kept, total = (sum(count) for count in zip(*((int(m.sum()), m.numel()) for m in masks.values()), strict=True))
+    assert kept / total == pytest.approx(0.1, abs=1e-4)
+    for name, mask in masks.items():
         assert torch.equal(mask, final[name])
         assert mask.sum() < half["carried"][name].sum() < mask.numel()
         assert (half["carried"][name] | ~mask).all()  # what is kept at the end was never dropped

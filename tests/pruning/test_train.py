@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from common.experiment import Run
 from common.files import save_weights
 from common.training import TrainState
 from pruning import train as training
-from pruning.allocation import uniform
+from pruning.allocation import Allocation, uniform
 from pruning.masks import Masks, apply_masks, magnitude_masks
 from pruning.run import choose, masks_due
 from pruning.settings import Settings
@@ -120,7 +121,7 @@ def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data
         train_dense(Run(chosen, "pruning", "y", CPU), chosen, digits)
 
 
-@pytest.mark.parametrize("allocation", ["scan", "uniform", "global", "lamp", "erk", "random"])
+@pytest.mark.parametrize("allocation", sorted({*get_args(Allocation)} - {"reference"}))  # a new rule as well
 @pytest.mark.parametrize("sparsity", [None, 0.95])
 def test_every_allocation_reaches_its_target(network: VGG11, allocation: str, sparsity: float | None) -> None:
     curves = {n: {str(s / 10): 0.9 - 0.08 * s for s in range(1, 10)} for n in prunable_layers(network)}
