@@ -99,7 +99,7 @@ def held_out_accuracy(settings: Settings, network: VGG11, images: data.Dataset) 
 
 
 def measure_sensitivity(run: Run, settings: Settings, images: data.Dataset, dense: VGG11) -> Sensitivity:
-    """Returns the accuracy for every layer alone at 10 … 90 %, of one network or of one trained anew for each layer."""
+    """Returns the accuracy for every layer alone at 10 … 99 %, of one network or of one trained anew for each layer."""
     split = images.validation.head(settings.scan_images)
     pixels, labels = inputs(images, split), split.labels
     if not settings.retrain_per_layer:

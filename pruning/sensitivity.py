@@ -12,7 +12,8 @@ from tqdm import tqdm
 from pruning.masks import apply_masks, magnitude_mask
 from pruning.vgg import VGG11, prunable_layers
 
-SPARSITIES = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
+# The reference study stops at 90 %; allocations for 95 and 98 % overall need to know the curves beyond it.
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 Sensitivity = dict[str, dict[str, float]]  # layer → sparsity as text, as JSON holds it → accuracy
 
 
@@ -28,7 +29,7 @@ def scan(
     """Returns the accuracy on `labels` (N,) for each layer alone at each sparsity; the model is left as it was.
 
     What enters a layer does not depend on that layer's weights: one walk through the network gives every layer its
-    input, and each pruned copy of the layer then costs the rest of the network only, 42.8 passes in place of 72.
+    input, and each pruned copy of the layer then costs the rest of the network only, 56.7 passes in place of 96.
     """
     training = model.training
     model.eval()

@@ -136,6 +136,7 @@ def _fit(
         ],
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
+        fused=True,
     )
 
     def batch_loss(

@@ -3,40 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import vgg11_bn
+from torchvision.models.vgg import cfgs, make_layers
 
-# Output and input positions of a 2×2 map, row by row, to the tap of a padded 3×3 kernel that joins them.
-TAPS = [
-    3 * (in_row - out_row + 1) + (in_column - out_column + 1)
-    for out_row in (0, 1)
-    for out_column in (0, 1)
-    for in_row in (0, 1)
-    for in_column in (0, 1)
-]
-
-
-class Conv2dOn2x2(nn.Conv2d):
-    """A padded 3×3 convolution that multiplies 2×2 maps as the one dense matrix which it is there.
-
-    Every output position sees every input position, through 4 of the 9 taps: one `(4·in, 4·out)` product does with 16
-    multiply-adds where the kernel spends 36, five of nine on padding. Same result, half the time for a training batch
-    on a CPU in bfloat16. Making the matrix takes time too: batches below `smallest_batch` are convolved.
-    """
-
-    smallest_batch = 32
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Returns `(B, out, H, W)` for `(B, in, H, W)`."""
-        if input.shape[2:] != (2, 2) or input.device.type != "cpu" or len(input) < self.smallest_batch:
-            return super().forward(input)
-        select = F.one_hot(torch.tensor(TAPS), 9).to(self.weight.dtype)  # (16, 9)
-        kernel = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, 9, self.in_channels)
-        matrix = (select @ kernel).view(4 * self.out_channels, 4 * self.in_channels)
-        assert self.bias is not None
-        flat = input.permute(0, 2, 3, 1).reshape(len(input), 4 * self.in_channels)  # no copy: channels last
-        return F.linear(flat, matrix, self.bias.repeat_interleave(4)).view(len(input), self.out_channels, 2, 2)
+from common.convolution import MatrixConv2d
 
 
 class VGG11(nn.Module):
@@ -44,9 +14,10 @@ class VGG11(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.features = vgg11_bn(weights=None).features
-        for index in (22, 25):  # the two layers that see 2×2 maps
-            self.features[index] = Conv2dOn2x2(512, 512, kernel_size=3, padding=1)
+        self.features = make_layers(cfgs["A"], batch_norm=True)
+        for index in (15, 18, 22, 25):  # the four that see 4×4 and 2×2 maps
+            inputs, outputs = self.features[index].in_channels, self.features[index].out_channels
+            self.features[index] = MatrixConv2d(inputs, outputs, kernel_size=3, padding=1)
         self.classifier = nn.Linear(512, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()

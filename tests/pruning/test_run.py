@@ -62,7 +62,7 @@ def test_writes_what_the_contract_says(smoke: Path) -> None:
     assert metrics["dataset"] | {"name": "digits", "stand_in_for": "cifar10", "images": 1797} == metrics["dataset"]
     assert metrics["conv_weights_kept"] == pytest.approx(0.2297, abs=5e-5)
     assert [layer["name"] for layer in metrics["layers"]] == list(metrics["sensitivity"])
-    assert all(len(curve) == 9 for curve in metrics["sensitivity"].values())
+    assert all(len(curve) == 12 for curve in metrics["sensitivity"].values())
     assert {p.name for p in (smoke / "figures").iterdir()} == {
         *("training.png", "sensitivity.png", "weights.png", "layers.png", "outcome.png")
     }

@@ -1,9 +1,10 @@
-"""Strided convolutions of wide layers on small maps as one matrix product each, where that is faster: on a CPU.
+"""Convolutions of wide layers on small maps as one matrix product each, where that is faster: on a CPU.
 
 A convolution is `patches` of the input times a matrix; a transposed one is a matrix product whose overlapping results
 are added up by `overlap_add`. The two are each other's transposes, so each is the other's gradient. On 2 cores and in
-bfloat16 this takes two fifths off the time of Pythae's layers from 7×7 pixels down, most where the padding is most of
-the map; with 64 channels, or on maps of more pixels, torch's own are faster.
+bfloat16 this takes two fifths off the time of Pythae's layers from 7×7 pixels down and a third off a whole training
+step of VGG11, whose four layers of 512 channels on 4×4 and 2×2 maps it computes; with 64 channels, or on maps of more
+pixels, torch's own are faster.
 """
 
 from __future__ import annotations
