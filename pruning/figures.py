@@ -48,16 +48,16 @@ def training(dense: History, finetuned: History, caption: str) -> Figure:
 
 
 def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str, float], caption: str) -> Figure:
-    """Held-out accuracy against the sparsity of one layer alone; a ring marks the chosen sparsity."""
+    """Held-out accuracy against the sparsity of one layer alone; a ring marks the chosen sparsity, where measured."""
     sheet, (axes,) = figure("Sensitivity: one layer pruned, nothing retrained", caption, size=(7, 4.4))
     for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
         sparsities, accuracies = [0.0, *map(float, curve)], [dense_accuracy, *curve.values()]
         label = f"conv {list(curves).index(name) + 1} ({name}): {chosen[name]:.1%}"
         axes.plot(_percent(sparsities), _percent(accuracies), color=colour, marker=marker, label=label)
-        if chosen[name] <= sparsities[-1]:  # what lies beyond the last point was not measured
+        if chosen[name] <= sparsities[-1]:
             height = float(np.interp(chosen[name], sparsities, accuracies))
             axes.plot(100 * chosen[name], 100 * height, "o", ms=11, mfc="none", mec=colour, mew=1.4)
-    axes.plot([], [], "o", ms=9, mfc="none", mec="0.3", label="chosen sparsity")
+    axes.plot([], [], "o", ms=9, mfc="none", mec="0.3", label="chosen sparsity, where measured")
     axes.axhline(100 * dense_accuracy, color="0.4", linewidth=0.8, linestyle="--", label="dense")
     axes.set(xlabel="sparsity of the layer [%]", ylabel="accuracy on the held-out split [%]", xlim=(-2, 101))
     axes.legend(ncols=2, loc="lower left")
