@@ -15,7 +15,7 @@ from common.tables import BOLD, Table, counted, difference
 from pruning import figures
 
 CAPTIONS = {
-    "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice, where measured.",
+    "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice if measured.",
     "weights": "Histogram of every layer's weights, dense and after pruning and fine-tuning (those kept).",
     "outcome": "Accuracy before pruning, after it and after fine-tuning; bytes on disk; measured time.",
     "layers": "Weights and multiply-adds of every layer, all and what is left.",
