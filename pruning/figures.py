@@ -132,7 +132,7 @@ def accuracy_against_sparsity(
 ) -> Figure:
     """Test accuracy of every rule over the share of weights that is pruned; where it spans more, the best five points.
 
-    An allocation has its colour, dashed for one-shot pruning; the bars are intervals over seeds.
+    An allocation has its colour, dashed and hollow for one-shot pruning; the bars are intervals over seeds.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + ([dense] if dense is not None else [])
     highest = 100 * max(mean.high for mean in intervals)
@@ -143,11 +143,12 @@ def accuracy_against_sparsity(
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     for axes in panels:
         for (allocation, schedule), points in curves.items():
-            (colour, marker), line = styles[allocation], "--" if schedule == "one-shot" else "-"
+            (colour, marker), at_once = styles[allocation], schedule == "one-shot"
+            style = {"ls": "--", "markerfacecolor": "white"} if at_once else {"ls": "-"}
             sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             name = f"{allocation}, {schedule}"
-            axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, capsize=3, label=name)
+            axes.errorbar(sparsities, means, bars, color=colour, marker=marker, **style, capsize=3, label=name)
         if dense is not None:
             name = "dense, trained as long"
             axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label=name)
@@ -156,7 +157,7 @@ def accuracy_against_sparsity(
         axes.set_xticks(sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points}))
     if spread:
         panels[1].set(ylim=(highest - 5, highest + 0.3), title="the best five points")
-    panels[0].legend()
+    panels[0].legend(handlelength=3.5)
     return sheet
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common import stats
@@ -66,11 +67,16 @@ class Run:
         return round(1 - self.metrics.conv_weights_kept, 3)
 
     @property
+    def study(self) -> str:
+        """Where it lies: a sweep keeps its runs in a folder of their own, those of a seed from one dense network."""
+        return str(Path(self.folder.name).parent)
+
+    @property
     def recipe(self) -> tuple[str, ...]:
-        """What runs share that compare: the data and the training."""
+        """What runs share that compare: the study, the data and the training."""
         shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
         data = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
-        return tuple(f"{name} {value}" for name, value in sorted({**shared, **data}.items()))
+        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **data}.items())))
 
 
 def section(folders: Sequence[Folder]) -> Section:
@@ -129,7 +135,7 @@ def said_and_measured(run: Run) -> Table:
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns the groups of runs with the same data and recipe, those with several sparsities."""
+    """Returns the groups of runs of one study with the same data and recipe, those with several sparsities."""
     groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.recipe].append(run)
@@ -184,7 +190,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     figure = figures.accuracy_against_sparsity(curves, level, caption)
     table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
-    return ["# Accuracy against sparsity", Picture(CURVES, figure), table, *repeats]
+    return [f"# Accuracy against sparsity: {group[0].study}", Picture(CURVES, figure), table, *repeats]
 
 
 def _mean(runs: Mapping[int, Run], figure: str) -> float:

@@ -152,9 +152,13 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
             (folder / "config.yaml").write_text(yaml.safe_dump(changed))
             metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
             (folder / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copytree(tmp_path / "pruning" / "lamp-0", tmp_path / "sweep" / "lamp-0")  # another study: other networks
+    shutil.copytree(tmp_path / "pruning" / "dense-1", tmp_path / "sweep" / "dense-1")
     main(Report(tmp_path, format="md"))
     text = (tmp_path / "report.md").read_text()
-    assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in text
+    own, other = text.split("### Accuracy against sparsity: sweep")
+    assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in own
+    assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
     assert "there twice: pruning/twice-0, pruning/twice-1." in text
