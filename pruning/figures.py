@@ -143,12 +143,12 @@ def accuracy_against_sparsity(
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     for axes in panels:
         for (allocation, schedule), points in curves.items():
-            (colour, marker), at_once = styles[allocation], schedule == "one-shot"
-            style = {"ls": "--", "markerfacecolor": "white"} if at_once else {"ls": "-"}
+            colour, marker = styles[allocation]
+            line, fill = ("--", "white") if schedule == "one-shot" else ("-", colour)
             sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
-            name = f"{allocation}, {schedule}"
-            axes.errorbar(sparsities, means, bars, color=colour, marker=marker, **style, capsize=3, label=name)
+            drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, mfc=fill, capsize=3)
+            drawn.set_label(f"{allocation}, {schedule}")
         if dense is not None:
             name = "dense, trained as long"
             axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label=name)
