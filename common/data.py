@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,14 @@ from common.device import random_stream
 from common.errors import RunError
 
 TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "scikit-learn digits"}
+
+
+def caption(record: Mapping[str, Any]) -> str:
+    """Returns what a figure's title says of the data that `record` describes, see `Dataset.record`."""
+    name, wanted = str(record.get("name")), record.get("stand_in_for")
+    if wanted:
+        return f"STAND-IN DATA: {TITLES.get(name, name)}, not {TITLES.get(str(wanted), wanted)}"
+    return TITLES.get(name, name) + (" (JPEG copies)" if "JPEG" in str(record.get("source")) else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +62,7 @@ class Dataset:
     @property
     def caption(self) -> str:
         """What a figure's title says of the data."""
-        if self.stand_in_for:
-            return f"STAND-IN DATA: {TITLES[self.name]}, not {TITLES[self.stand_in_for]}"
-        return TITLES[self.name] + (" (JPEG copies)" if "JPEG" in self.source else "")
+        return caption(self.record())
 
     def record(self) -> dict[str, Any]:
         """What metrics.json says of the data."""

@@ -44,7 +44,7 @@ class Details:
     link: str = ""
 
 
-Block = str | Table | Picture | Details  # a str is a paragraph, or a heading when it starts with "# "
+Block = str | Table | Picture | Details  # a str is a paragraph, with "# " a heading, with "! " a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iter
     elif isinstance(block, Table):
         yield block.markdown().rstrip()
     elif isinstance(block, Picture):
-        file = folder / f"{name}-{anchor(block.name.removesuffix('.png'))}.png"
+        file = folder / f"{name}-{anchor(block.name.removesuffix('.png'))[:40].rstrip('-')}.png"
         try:
             content = _png(block)
             Image.open(io.BytesIO(content)).verify()

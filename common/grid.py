@@ -21,7 +21,7 @@ NOT_FOR_A_GRID = {"seed", "run_name", "results_dir", "resume", "config", "smoke_
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class SweepFile:
     """What a sweep file says: which script, which settings, which seeds, and what to tabulate."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -50,7 +50,7 @@ class Arm:
     settings: Mapping[str, Any]
 
 
-def read(path: Path) -> Grid:
+def read(path: Path) -> SweepFile:
     """Returns the sweep file.
 
     Raises:
@@ -58,7 +58,7 @@ def read(path: Path) -> Grid:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        grid = TypeAdapter(Grid).validate_python(values)
+        file = TypeAdapter(SweepFile).validate_python(values)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except ValidationError as error:
@@ -70,21 +70,21 @@ def read(path: Path) -> Grid:
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    for settings in (grid.shared, *grid.grids):
+    for settings in (file.shared, *file.grids):
         if taken := NOT_FOR_A_GRID & settings.keys():
             raise UsageError(f"{path}: {min(taken)} is not for a grid to set: the sweep sets it")
-    if isinstance(grid.seeds, list) and len(set(grid.seeds)) < len(grid.seeds):
+    if isinstance(file.seeds, list) and len(set(file.seeds)) < len(file.seeds):
         raise UsageError(f"{path}: seeds: the same seed twice")
-    if Path(grid.script).suffix != ".py" or not (ROOT / grid.script).is_file():
-        raise UsageError(f"{path}: script {grid.script}: no such script in {ROOT}")
-    return grid
+    if Path(file.script).suffix != ".py" or not (ROOT / file.script).is_file():
+        raise UsageError(f"{path}: script {file.script}: no such script in {ROOT}")
+    return file
 
 
-def arms(grid: Grid, one: Mapping[str, Any], *, smoke_test: bool) -> list[Arm]:
+def arms(file: SweepFile, grid: Mapping[str, Any], *, smoke_test: bool) -> list[Arm]:
     """Returns every combination of one grid's lists; a value that is not a list is the same in all of them."""
-    fixed = {name: value for name, value in one.items() if not isinstance(value, list)}
-    lists = {name: value for name, value in one.items() if isinstance(value, list)}
-    common = {"smoke_test": True} if smoke_test else grid.shared
+    fixed = {name: value for name, value in grid.items() if not isinstance(value, list)}
+    lists = {name: value for name, value in grid.items() if isinstance(value, list)}
+    common = {"smoke_test": True} if smoke_test else file.shared
     if not all(lists.values()):
         raise UsageError(f"grids: an empty list of values for {next(n for n, v in lists.items() if not v)}")
     combinations = [dict(sorted(c.items(), key=lambda item: list(lists).index(item[0]))) for c in ParameterGrid(lists)]

@@ -24,7 +24,7 @@ from common.cluster import on_ray
 from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
-from common.grid import Arm, Grid, arms, read, require_distinct
+from common.grid import Arm, SweepFile, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
@@ -33,7 +33,7 @@ from common.tables import BOLD, Table, counted, difference
 class Sweep:
     """Run a grid of settings × seeds, skipping what is finished, and tabulate the results."""
 
-    grid: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Path]
     """The sweep file; configs/pruning/study.yaml is an example."""
     results_dir: Path | None = None
     """Folder for the runs and the table; none means results/sweeps/<name of the file>."""
@@ -48,7 +48,7 @@ class Sweep:
     gpus: Annotated[float, Ge(0)] = 0
     """GPUs each run asks the cluster for; half a one is 0.5."""
     smoke_test: bool = False
-    """Every run as its script's --smoke-test, with the settings of the grid alone."""
+    """Every run as its script's --smoke-test, with the settings of its grids alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +69,18 @@ def main(sweep: Sweep) -> None:
         UsageError: the file or the command line asks for something that does not exist.
         JobsFailed: runs failed; the tables of the others are written.
     """
-    grid = read(sweep.grid)
+    file = read(sweep.file)
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
-    stages = [arms(grid, one, smoke_test=sweep.smoke_test) for one in grid.grids]
+    stages = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
     everything = [arm for stage in stages for arm in stage]
-    require_distinct([arm.name for arm in everything], grid.baseline)
-    seeds = list(range(grid.seeds)) if isinstance(grid.seeds, int) else grid.seeds
-    results = sweep.results_dir or Path("results") / "sweeps" / sweep.grid.stem
+    require_distinct([arm.name for arm in everything], file.baseline)
+    seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
+    results = sweep.results_dir or Path("results") / "sweeps" / sweep.file.stem
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
-    work = Work(grid.script if sweep.ray else str(ROOT / grid.script), Path(grid.script).parent.name, results)
-    say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {grid.script}, in {results}")
-    require_known_settings(sweep.grid, grid.script, everything)
+    work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
+    say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {file.script}, in {results}")
+    require_known_settings(sweep.file, file.script, everything)
     require_same_arms(work, everything)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
     processes = at_once(sweep.processes, "cpu" if on_cpu else "auto")
@@ -93,9 +93,9 @@ def main(sweep: Sweep) -> None:
             except JobsFailed as error:
                 failed |= error.failed
     except KeyboardInterrupt:
-        tabulate(work, everything, seeds, grid)
+        tabulate(work, everything, seeds, file)
         raise
-    text = tabulate(work, everything, seeds, grid)
+    text = tabulate(work, everything, seeds, file)
     say(text)
     print(results)
     if failed:
@@ -142,12 +142,12 @@ def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
     write_atomically(path, json.dumps(known, indent=1).encode())
 
 
-def tabulate(work: Work, everything: Sequence[Arm], seeds: Sequence[int], grid: Grid) -> str:
+def tabulate(work: Work, everything: Sequence[Arm], seeds: Sequence[int], file: SweepFile) -> str:
     """Writes table.csv and table.md of the runs as they stand, and returns the latter."""
     outcomes = [outcome(work, arm, seed) for arm in everything for seed in seeds]
-    columns = grid.columns or shared_numbers(outcomes)
+    columns = file.columns or shared_numbers(outcomes)
     write_atomically(work.results_dir / "table.csv", as_csv(outcomes, columns).encode())
-    text = "\n".join(table.markdown() for table in tables(outcomes, columns, grid.baseline))
+    text = "\n".join(table.markdown() for table in tables(outcomes, columns, file.baseline))
     write_atomically(work.results_dir / "table.md", text.encode())
     return text
 

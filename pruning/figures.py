@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.plotting import COLOURS, MARKERS, figure
 from common.stats import Interval
+from pruning.allocation import Allocation
 from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
@@ -132,14 +133,14 @@ def accuracy_against_sparsity(
 ) -> Figure:
     """Test accuracy of every rule over the share of weights that is pruned; where it spans more, the best five points.
 
-    An allocation has its colour, dashed and hollow for one-shot pruning; the bars are intervals over seeds.
+    An allocation keeps its colour from figure to figure, dashed and hollow for one-shot; bars are intervals over seeds.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + ([dense] if dense is not None else [])
     highest = 100 * max(mean.high for mean in intervals)
     spread = highest - 100 * min(mean.low for mean in intervals) > 5
     columns, size = (2, (9.5, 4.2)) if spread else (1, (6.0, 4.2))
     sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=size)
-    allocations = dict.fromkeys(allocation for allocation, _ in curves)
+    allocations = dict.fromkeys([*get_args(Allocation), *(allocation for allocation, _ in curves)])
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     for axes in panels:
         for (allocation, schedule), points in curves.items():

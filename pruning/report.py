@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import stats
+from common import data, stats
 from common.document import Block, Picture, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
 from common.tables import BOLD, Table, counted, difference
@@ -24,7 +24,7 @@ CAPTIONS = {
 }
 
 
-CURVES = "Test accuracy against the share of convolution weights pruned; right, the top of the same picture."
+CURVES = "Test accuracy against the share of convolution weights pruned, with intervals over seeds; grey: the control"
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
@@ -180,17 +180,17 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression"]
     first = group[0].metrics
-    text = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning"
+    training = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning"
     level = stats.mean(list(dense.values())) if dense else None
+    text = training
     if level:
         text += f"; dense control, trained as long: {accuracy_text(level)} % ({counted(len(dense), 'seed')})"
-    caption = f"{first.dataset.get('name')}, {text.split(';')[0]}"
-    if group[0].folder.stand_in_for:
-        caption = f"STAND-IN {caption}"
-    figure = figures.accuracy_against_sparsity(curves, level, caption)
+    figure = figures.accuracy_against_sparsity(curves, level, f"{data.caption(first.dataset)}, {training}")
+    caption = f"{CURVES}{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
     table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
-    return [f"# Accuracy against sparsity: {group[0].study}", Picture(CURVES, figure), table, *repeats]
+    where = f": {group[0].study}" if group[0].study != "." else ""
+    return [f"# Accuracy against sparsity{where}", Picture(caption, figure), table, *repeats]
 
 
 def _mean(runs: Mapping[int, Run], figure: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
@@ -59,7 +59,7 @@ class Settings(RunSettings):
     scan_images: Annotated[int, Ge(1)] | None = None
     """Held-out images the scan uses; none means the whole held-out split."""
     retrain_per_layer: bool = False
-    """Train anew before each layer is scanned, as the reference study did: eight times the training."""
+    """Train anew before each layer is scanned, as the reference study did: eight more trainings."""
 
     # 3. Choose
     allocation: Allocation = "reference"
@@ -96,9 +96,9 @@ class Settings(RunSettings):
                 "--dense-weights with --retrain-per-layer: one starts from a network, the other trains anew"
             )
         if self.allocation == "reference" and self.sparsity is not None:
+            others = ", ".join(name for name in get_args(Allocation) if name != "reference")
             raise UsageError(
-                f"--sparsity {self.sparsity} with --allocation reference: its sparsities are fixed; "
-                "choose --allocation scan, uniform, global, lamp, erk or random"
+                f"--sparsity {self.sparsity} with --allocation reference, which has its own: choose {others}"
             )
         budget = self.accuracy_budget
         if budget != Settings.accuracy_budget and (self.allocation != "scan" or self.sparsity is not None):

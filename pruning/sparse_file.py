@@ -3,7 +3,8 @@
 `python pruning/sparse_file.py FILE` checks a file and lists what is in it.
 
 Layout: magic, version (u16), header length (u32), header (JSON, zstd), sections (zstd frames, lengths in the header),
-SHA-256 of all before it. A masked tensor is three sections: the gaps between kept positions, the values, the codebook.
+SHA-256 of all before it. A masked tensor is two sections, the gaps between kept positions and the values, or three: the
+gaps, the codebook and each value's code in it. Every other tensor is one.
 Gaps are one byte each, 255 meaning "255 and more follows". zstandard at level 19 brings them within 1.5 % of the
 entropy of the mask at every sparsity from 50 to 98 % (LZMA: 2–13 % over; constriction's range coder: under 0.2 %, for a
 dependency with few users and no stable format), and it is in Python's own library from 3.14 on. Values of megabytes go

@@ -152,8 +152,8 @@ def test_names_of_arms() -> None:
 
 
 def test_arms_come_in_the_order_of_the_file(sweep_of: Callable[..., Sweep]) -> None:
-    grid = read(sweep_of([{"kind": ["b", "a"], "rate": [2, 1]}]).grid)
-    names = [arm.name for arm in arms(grid, grid.grids[0], smoke_test=False)]
+    file = read(sweep_of([{"kind": ["b", "a"], "rate": [2, 1]}]).file)
+    names = [arm.name for arm in arms(file, file.grids[0], smoke_test=False)]
     assert names == ["b-rate2", "b-rate1", "a-rate2", "a-rate1"]
 
 
@@ -182,7 +182,7 @@ def test_sweep_files_that_make_no_sense(
     sweep_of: Callable[..., Sweep], tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
     sweep = sweep_of([{"rate": [1]}])
-    sweep.grid.write_text(yaml.safe_dump(yaml.safe_load(sweep.grid.read_text()) | change))
+    sweep.file.write_text(yaml.safe_dump(yaml.safe_load(sweep.file.read_text()) | change))
     with pytest.raises(UsageError, match=told):
         main(sweep)
     assert not (tmp_path / "out").exists()
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_nothing_half_written(sweep_of: Callable[..., Sweep], tmp_
     """The command as typed, stopped while two runs are under way: they go on where they were when it is typed again."""
     sweep = sweep_of([{"rate": [1, 2, 3]}])
     (tmp_path / "toy" / "wait").touch()
-    typed = [sys.executable, "-m", "common.sweep", str(sweep.grid), "--results-dir", str(tmp_path / "out")]
+    typed = [sys.executable, "-m", "common.sweep", str(sweep.file), "--results-dir", str(tmp_path / "out")]
     process = subprocess.Popen([*typed, "--processes", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: len(list((tmp_path / "out").rglob("config.yaml"))) == 2)
     os.killpg(process.pid, signal.SIGINT)
@@ -223,7 +223,7 @@ def test_a_run_does_not_outlive_its_sweep(sweep_of: Callable[..., Sweep], tmp_pa
         pytest.skip("only Linux tells a process that its parent died")
     sweep = sweep_of([{"rate": [1]}])
     (tmp_path / "toy" / "wait").touch()
-    typed = [sys.executable, "-m", "common.sweep", str(sweep.grid), "--results-dir", str(tmp_path / "out")]
+    typed = [sys.executable, "-m", "common.sweep", str(sweep.file), "--results-dir", str(tmp_path / "out")]
     process = subprocess.Popen(typed, stderr=subprocess.DEVNULL)
     wait_for(lambda: bool(list((tmp_path / "out").rglob("config.yaml"))))
     process.kill()
