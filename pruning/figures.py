@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from common.plotting import COLOURS, MARKERS, figure
@@ -124,6 +124,8 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
             [index + 0.2 for index in range(len(times))], ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"]
         )
     time.set(ylabel="measured time, relative to dense", yscale="log")
+    time.yaxis.set_major_formatter("{x:g}")
+    time.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 2, 3, 6 where the axis is that short
     time.legend(loc="upper left")
     return sheet
 
