@@ -58,6 +58,9 @@ class RunSettings:
     run_name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")] | None = None
     """Name of the run's folder; none makes one from the settings and the clock."""
 
+    def check(self) -> None:
+        """Raises UsageError for settings that contradict each other."""
+
 
 Settings = TypeVar("Settings", bound=RunSettings)
 Options = TypeVar("Options", bound="DataclassInstance")

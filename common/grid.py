@@ -58,6 +58,8 @@ def read(path: Path) -> SweepFile:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: not a sweep file: it has script, grids, seeds, shared, …")
         file = TypeAdapter(SweepFile).validate_python(values)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None

@@ -86,7 +86,10 @@ class JobsFailed(RunError):
 
     def __init__(self, failed: Mapping[str, str], total: int) -> None:
         """Tells of `failed` among `total` runs in one line."""
-        lines = "; ".join(f"{name}: {line}" for name, line in failed.items())
+        same: dict[str, list[str]] = {}
+        for name, line in failed.items():
+            same.setdefault(line, []).append(name)
+        lines = "; ".join(f"{', '.join(names)}: {line}" for line, names in same.items())
         rest = ", the others are finished" if len(failed) < total else ""
         super().__init__(f"{len(failed)} of {total} runs failed{rest} ({lines})")
         self.failed = failed

@@ -98,7 +98,8 @@ def sweeps(results: Path) -> list[Section]:
     blocks: list[Block] = []
     for path in sorted(results.rglob("table.md")):
         if path.is_file() and path.with_name("table.csv").exists():
-            blocks += [f"# {path.parent.relative_to(results)}", *parse(path.read_text(errors="replace"))]
+            name = path.parent.relative_to(results) if path.parent != results else results.resolve().name
+            blocks += [f"# {name}", *parse(path.read_text(errors="replace"))]
     return [Section("Sweeps", blocks)] if blocks else []
 
 

@@ -72,15 +72,18 @@ def main(sweep: Sweep) -> None:
     file = read(sweep.file)
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
-    stages = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
-    everything = [arm for stage in stages for arm in stage]
-    require_distinct([arm.name for arm in everything], file.baseline)
     seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
+    try:
+        stages = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
+        everything = [arm for stage in stages for arm in stage]
+        require_distinct([arm.name for arm in everything], file.baseline)
+        require_sensible_settings(file.script, everything, seeds[0])
+    except UsageError as error:
+        raise UsageError(f"{sweep.file}: {error}") from None
     results = sweep.results_dir or Path("results") / "sweeps" / sweep.file.stem
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {file.script}, in {results}")
-    require_known_settings(sweep.file, file.script, everything)
     require_same_arms(work, everything)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
     processes = at_once(sweep.processes, "cpu" if on_cpu else "auto")
@@ -102,20 +105,24 @@ def main(sweep: Sweep) -> None:
         raise JobsFailed(failed, len(everything) * len(seeds))
 
 
-def require_known_settings(path: Path, script: str, everything: Sequence[Arm]) -> None:
-    """Raises UsageError for settings that `script`, one of this project, does not take: before the first run begins."""
+def require_sensible_settings(script: str, everything: Sequence[Arm], seed: int) -> None:
+    """Raises UsageError where `script`, one of this project, would refuse an arm: before the first run begins.
+
+    Files of `{runs}` are left out: they may be made on the way.
+    """
     if not (ROOT / script).resolve().is_relative_to(ROOT):
         return  # another's script says so itself
     module = importlib.import_module(".".join(Path(script).with_suffix("").parts))
     kinds = get_type_hints(module.main).values() if hasattr(module, "main") else ()
     kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, cli.RunSettings)), None)
     if kind is None:
-        raise UsageError(f"{path}: script {script}: not a script of runs, as pruning/run.py is")
+        raise UsageError(f"script {script}: not a script of runs, as pruning/run.py is")
     for arm in everything:
+        settings = {n: filled(value, seed) for n, value in arm.settings.items() if "{runs}" not in str(value)}
         try:
-            cli.parse(kind, options(arm.settings))
+            cli.parse(kind, options(settings)).check()
         except UsageError as error:
-            raise UsageError(f"{path}: arm {arm.name}: {error}") from None
+            raise UsageError(f"arm {arm.name}: {str(error).replace(' (command line)', '')}") from None
 
 
 def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
@@ -164,14 +171,15 @@ def run_name(arm: Arm, seed: int) -> str:
     return f"{arm.name}-seed{seed}"
 
 
+def filled(value: Any, seed: int, runs: str = "{runs}") -> Any:
+    """Returns a setting with `{seed}` and `{runs}` in its text replaced."""
+    return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value
+
+
 def job(arm: Arm, seed: int, sweep: Sweep, work: Work, processes: int) -> Job:
     """Returns the run of one arm with one seed, `processes` of which share this machine's cores."""
     runs = str(work.results_dir / work.task)
-
-    def filled(value: Any) -> Any:
-        return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value
-
-    settings = {name: filled(value) for name, value in arm.settings.items()} | {"seed": seed}
+    settings = {name: filled(value, seed, runs) for name, value in arm.settings.items()} | {"seed": seed}
     where = {} if sweep.data_dir is None else {"data_dir": str(sweep.data_dir.absolute())}
     threads = sweep.threads or 1 if sweep.ray else threads_each(sweep.threads, processes)
     return Job(run_name(arm, seed), settings, where, {"threads": threads})

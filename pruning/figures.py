@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -36,7 +37,7 @@ def training(dense: History, finetuned: History, caption: str) -> Figure:
         epochs = [offset + step for step in history["step"]]
         loss.plot(epochs, history["loss/train"], color=colour, marker="o", label=name)
         accuracy.plot(
-            epochs, _percent(history["accuracy/train"]), color=colour, linestyle=":", label=f"{name}, training"
+            epochs, _percent(history["accuracy/train"]), color=colour, ls=":", marker=".", label=f"{name}, training"
         )
         held_out = _percent(history["accuracy/validation"])
         accuracy.plot(epochs, held_out, color=colour, marker="o", label=f"{name}, held out")
@@ -133,7 +134,7 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 def accuracy_against_sparsity(
     curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
 ) -> Figure:
-    """Test accuracy of every rule over the share of weights that is pruned; where it spans more, the best five points.
+    """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
 
     An allocation keeps its colour from figure to figure, dashed and hollow for one-shot; bars are intervals over seeds.
     """
@@ -150,6 +151,7 @@ def accuracy_against_sparsity(
             line, fill = ("--", "white") if schedule == "one-shot" else ("-", colour)
             sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
+            bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval
             drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, mfc=fill, capsize=3)
             drawn.set_label(f"{allocation}, {schedule}")
         if dense is not None:
@@ -159,7 +161,7 @@ def accuracy_against_sparsity(
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points}))
     if spread:
-        panels[1].set(ylim=(highest - 5, highest + 0.3), title="the best five points")
+        panels[1].set(ylim=(highest - 5, highest + 0.3), title="the top five percentage points")
     panels[0].legend(handlelength=3.5)
     return sheet
 

@@ -24,7 +24,7 @@ CAPTIONS = {
 }
 
 
-CURVES = "Test accuracy against the share of convolution weights pruned, with intervals over seeds; grey: the control"
+CURVES = "Test accuracy against the share of convolution weights pruned, with intervals where there are several seeds"
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
@@ -129,9 +129,13 @@ def said_and_measured(run: Run) -> Table:
         ["multiply-adds saved", "", f"{metrics.theoretical_speedup:.2f}×"],
         ["file, half precision", "", f"{metrics.sparse_bytes / 1e6:.2f} MB ({ratio:.1f}× smaller)"],
     ]
-    return Table(
-        ["", "the reference study said", "we measured"], rows, f"Run {run.folder.name}, seed {run.metrics.seed}"
-    )
+    caption = f"Run {run.folder.name}, seed {metrics.seed}: {training(metrics)}."
+    return Table(["", "the reference study said", "we measured"], rows, caption)
+
+
+def training(metrics: Metrics) -> str:
+    """Returns how long a run trained."""
+    return f"{counted(metrics.epochs, 'epoch')}, then {metrics.finetune_epochs} of fine-tuning"
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
@@ -180,13 +184,15 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression"]
     first = group[0].metrics
-    training = f"{first.epochs} epochs, then {first.finetune_epochs} of fine-tuning"
     level = stats.mean(list(dense.values())) if dense else None
-    text = training
+    text = f"{training(first)}, on {' and '.join(sorted({str(run.folder.metrics.get('device')) for run in group}))}"
     if level:
         text += f"; dense control, trained as long: {accuracy_text(level)} % ({counted(len(dense), 'seed')})"
-    figure = figures.accuracy_against_sparsity(curves, level, f"{data.caption(first.dataset)}, {training}")
-    caption = f"{CURVES}{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
+    figure = figures.accuracy_against_sparsity(curves, level, f"{data.caption(first.dataset)}, {training(first)}")
+    caption = CURVES + (f"; grey: the mean of {counted(len(dense), 'dense control')}" if dense else "")
+    caption += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
+    if any(len(by_seed) < len(dense) for by_sparsity in arms.values() for by_seed in by_sparsity.values()):
+        caption += " Arms of fewer seeds than the control: the table compares them with the control of their own seeds."
     table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
     where = f": {group[0].study}" if group[0].study != "." else ""

@@ -97,7 +97,7 @@ def test_tasks_of_a_killed_node_run_again_elsewhere(cluster: Any, toy: Path, tmp
 
     assert process.returncode == 1, said
     assert out.splitlines()[-1] == str(tmp_path / "out")  # Ray tells of the dead node above it
-    assert "2 of 6 runs failed, the others are finished (rate9-seed0: error: the rate is too high; rate9-seed1" in said
+    assert "2 of 6 runs failed, the others are finished (rate9-seed0, rate9-seed1: error: the rate is too high)" in said
     rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert [(row["arm"], row["seed"]) for row in rows] == [(f"rate{r}", str(s)) for r in (1, 2, 9) for s in (0, 1)]
     assert [row["loss"] for row in rows] == ["1.0", "1.0", "2.0", "2.0", "", ""]

@@ -98,7 +98,7 @@ def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Swee
 
 def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     sweep = sweep_of([{"rate": [1, 9]}], seeds=2)
-    with pytest.raises(JobsFailed, match=r"2 of 4 runs failed.*rate9-seed0: error: the rate is too high"):
+    with pytest.raises(JobsFailed, match=r"2 of 4 runs failed.*rate9-seed0, rate9-seed1: error: the rate is too high"):
         main(sweep)
     assert [row["state"] for row in table(tmp_path)] == ["finished", "finished", "not finished", "not finished"]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("rate1*/metrics.json")}
@@ -176,6 +176,11 @@ def test_arms_come_in_the_order_of_the_file(sweep_of: Callable[..., Sweep]) -> N
         ({"script": "pruning/run.py"}, "arm rate1: Unrecognized options: --rate=1"),
         ({"script": "vae/study.py", "grids": [{"epoch": 1}]}, "arm all: Unrecognized options: --epoch=1"),
         ({"script": "rl/train_sac_icm.py", "grids": [{"discount": [0.9, 2.0]}]}, "arm discount2.0: --discount 2.0"),
+        ({"script": "pruning/run.py", "grids": [{"sparsity": [0.5]}]}, "yaml: arm sparsity0.5: --sparsity 0.5 with"),
+        (
+            {"script": "pruning/run.py", "grids": [{"dense_weights": "nowhere/{seed}"}]},
+            "arm all: --dense-weights nowhere/0: no such file",
+        ),
     ],
 )
 def test_sweep_files_that_make_no_sense(
@@ -191,7 +196,7 @@ def test_sweep_files_that_make_no_sense(
 def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         main(Sweep(tmp_path / "none.yaml"))
-    for text, told in (("a: [", "cannot be read as YAML"), ("just words", "the file: input should be a dictionary")):
+    for text, told in (("a: [", "cannot be read as YAML"), ("just words", "not a sweep"), ("", "not a sweep file")):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UsageError, match=told):
             main(Sweep(tmp_path / "bad.yaml"))
