@@ -73,16 +73,16 @@ def main(sweep: Sweep) -> None:
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
     seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
+    results = sweep.results_dir or Path("results") / "sweeps" / sweep.file.stem
+    results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
+    work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
     try:
         stages = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
         everything = [arm for stage in stages for arm in stage]
         require_distinct([arm.name for arm in everything], file.baseline)
-        require_sensible_settings(file.script, everything, seeds[0])
+        require_sensible_settings(file.script, everything, seeds, results / work.task)
     except UsageError as error:
         raise UsageError(f"{sweep.file}: {error}") from None
-    results = sweep.results_dir or Path("results") / "sweeps" / sweep.file.stem
-    results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
-    work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {file.script}, in {results}")
     require_same_arms(work, everything)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
@@ -105,10 +105,10 @@ def main(sweep: Sweep) -> None:
         raise JobsFailed(failed, len(everything) * len(seeds))
 
 
-def require_sensible_settings(script: str, everything: Sequence[Arm], seed: int) -> None:
-    """Raises UsageError where `script`, one of this project, would refuse an arm: before the first run begins.
+def require_sensible_settings(script: str, everything: Sequence[Arm], seeds: Sequence[int], runs: Path) -> None:
+    """Raises UsageError where `script`, one of this project, would refuse a run: before the first one begins.
 
-    Files of `{runs}` are left out: they may be made on the way.
+    Files of `{runs}` are left out: they may be made on the way. Runs that have begun are left to the script.
     """
     if not (ROOT / script).resolve().is_relative_to(ROOT):
         return  # another's script says so itself
@@ -118,9 +118,13 @@ def require_sensible_settings(script: str, everything: Sequence[Arm], seed: int)
     if kind is None:
         raise UsageError(f"script {script}: not a script of runs, as pruning/run.py is")
     for arm in everything:
-        settings = {n: filled(value, seed) for n, value in arm.settings.items() if "{runs}" not in str(value)}
+        new = [seed for seed in seeds if not (runs / run_name(arm, seed) / "config.yaml").exists()]
+        seed = (new or seeds)[0]
+        given = {name: filled(value, seed) for name, value in arm.settings.items() if "{runs}" not in str(value)}
         try:
-            cli.parse(kind, options(settings)).check()
+            settings = cli.parse(kind, options(given))
+            if new:
+                settings.check()
         except UsageError as error:
             raise UsageError(f"arm {arm.name}: {str(error).replace(' (command line)', '')}") from None
 

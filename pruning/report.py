@@ -52,6 +52,7 @@ class Metrics:
     dense_bytes: int
     sparse_bytes: int
     dataset: dict[str, Any]
+    device: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Run:
     def recipe(self) -> tuple[str, ...]:
         """What runs share that compare: the study, the data and the training."""
         shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
-        data = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
-        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **data}.items())))
+        images = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
+        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **images}.items())))
 
 
 def section(folders: Sequence[Folder]) -> Section:
@@ -185,7 +186,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression"]
     first = group[0].metrics
     level = stats.mean(list(dense.values())) if dense else None
-    text = f"{training(first)}, on {' and '.join(sorted({str(run.folder.metrics.get('device')) for run in group}))}"
+    text = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
     if level:
         text += f"; dense control, trained as long: {accuracy_text(level)} % ({counted(len(dense), 'seed')})"
     figure = figures.accuracy_against_sparsity(curves, level, f"{data.caption(first.dataset)}, {training(first)}")

@@ -193,6 +193,18 @@ def test_sweep_files_that_make_no_sense(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_finished_sweep_does_without_the_files_it_began_from(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    sweep = sweep_of([{"rate": [1]}])
+    change = {"script": "pruning/run.py", "grids": [{"dense_weights": "gone/{seed}"}]}
+    sweep.file.write_text(yaml.safe_dump(yaml.safe_load(sweep.file.read_text()) | change | {"shared": {}, "seeds": 1}))
+    run = tmp_path / "out" / "pruning" / "all-seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"dense_weights": "gone/0", "seed": 0}))
+    (run / "metrics.json").write_text(json.dumps({"dataset": {"name": "toys"}, "loss": 1.0}))
+    main(sweep)
+    assert [row["loss"] for row in table(tmp_path)] == ["1.0"]
+
+
 def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         main(Sweep(tmp_path / "none.yaml"))
