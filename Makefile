@@ -31,8 +31,8 @@ demo: .venv/installed ## a short run of the experiments, and the page that shows
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir results. The report of these runs, to open in a browser:"
 	@$(BIN)/python -m common.report results/demo
 
-report: .venv/installed ## one page of the committed reference results: results/report.html
-	$(BIN)/python -m common.report results/reference --output results/report.html
+report: .venv/installed ## one page of the committed reference results: results/reference.html
+	$(BIN)/python -m common.report results/reference --output results/reference.html
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

@@ -31,6 +31,11 @@ class Folder:
         return self.state == "finished"
 
     @property
+    def damaged(self) -> bool:
+        """Whether it holds something that cannot be read; `state` says what."""
+        return self.state.startswith("damaged")
+
+    @property
     def dataset(self) -> str:
         """The images or the task it ran on."""
         source = self.metrics.get("dataset")

@@ -36,7 +36,8 @@ class SweepFile:
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of all runs; --smoke-test leaves them out."""
     columns: Annotated[list[str], MinLen(1)] | None = None
-    """Figures of metrics.json to tabulate, such as elbo or quality/mixture samples/fid; none means all at its top."""
+    """Figures of metrics.json to tabulate, such as elbo or quality/mixture samples/fid; none means those at its top
+    that differ between runs."""
     baseline: str | None = None
     """Arm that the others are compared with, seed by seed."""
 

@@ -53,6 +53,9 @@ def main(options: Report) -> None:
     text = as_html(sections) if options.format == "html" else as_markdown(sections, output)
     write_atomically(output, text.encode(errors="replace"))
     finished = sum(folder.finished for folder in folders)
+    for folder in folders:
+        if folder.damaged:
+            say(f"warning: {folder.name}: {folder.state}")
     say(f"{counted(len(folders), 'run')}, {finished} finished, {output.stat().st_size / 1e6:.1f} MB")
     print(output)
 
@@ -73,7 +76,7 @@ def section_of(section: Callable[[Sequence[Folder]], Section], folders: Sequence
                 section([folder])
             except Exception as error:
                 folder.state = f"damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return section([folder for folder in folders if not folder.state.startswith("damaged")])
+        return section([folder for folder in folders if not folder.damaged])
 
 
 def overview(folders: Sequence[Folder]) -> Section:

@@ -28,6 +28,8 @@ from common.grid import Arm, SweepFile, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
+OF_THE_MACHINE = ("threads", "seconds", "peak_memory_bytes")  # figures in metrics.json that are no result
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -212,9 +214,11 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
-    """Returns the figures at the top of metrics.json that all finished runs have."""
+    """Returns the figures at the top of metrics.json that all finished runs have and that are not the same in all."""
     finished = [one.figures for one in outcomes if one.state == "finished"]
-    return [name for name in finished[0] if "/" not in name and all(name in f for f in finished)] if finished else []
+    shared = [name for name in (finished[0] if finished else ()) if all(name in figures for figures in finished)]
+    results = [name for name in shared if "/" not in name and name not in OF_THE_MACHINE]
+    return [name for name in results if len({figures[name] for figures in finished}) > 1] or results
 
 
 def as_csv(outcomes: Sequence[Outcome], columns: Sequence[str]) -> str:

@@ -33,8 +33,8 @@ class Metrics:
 
 
 CAPTIONS = {
-    "learning_curve": "Return of the policy without noise: every seed, their mean with its 95 % interval, their "
-    "interquartile mean.",
+    "learning_curve": "Return of the policy without noise: every seed, their mean with its 95 % interval and, with "
+    "three seeds or more, their interquartile mean.",
     "training": "What was measured while training, mean over seeds with its 95 % interval.",
 }
 ORDER = {"none": 0, "single": 1, "stacked": 2}

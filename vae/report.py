@@ -17,6 +17,7 @@ CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
     "claims": "Differences seed by seed with their 95 % intervals; the conclusive ones in colour.",
     "training": "ELBO, reconstruction error and KL, epoch by epoch, on training and held-out images.",
+    "early_look": "After the last epoch: held-out images, what the decoder makes of them, and of codes from the prior.",
     "reconstructions": "Test images over what the decoder makes of the means of their posteriors.",
     "samples_prior": "What the decoder makes of codes from the prior.",
     "samples_mixture": "What the decoder makes of codes from a Gaussian mixture fitted to the training images' codes.",

@@ -203,12 +203,15 @@ def test_a_folder_without_runs_is_a_page_without_runs(tmp_path: Path) -> None:
         ("config.yaml", "icm: {}\narch: {}\nmodels: 3"),
     ],
 )
-def test_whatever_the_damage_there_is_a_page(results: Path, tmp_path: Path, file: str, content: str) -> None:
+def test_whatever_the_damage_there_is_a_page(
+    results: Path, tmp_path: Path, file: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("pruning/sparse98", "rl/none", "vae/fc16"):
         shutil.copytree(results / name, tmp_path / "r" / name, ignore=shutil.ignore_patterns("*.png"))
         (tmp_path / "r" / name / file).write_text(content)
     main(Report(tmp_path / "r"))
     assert "0 of them finished" in (tmp_path / "r" / "report.html").read_text()
+    assert capsys.readouterr().err.count(": damaged: ") == 3
 
 
 @pytest.mark.parametrize(
