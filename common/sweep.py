@@ -79,7 +79,7 @@ def main(sweep: Sweep) -> None:
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
     try:
-        stages = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
+        stages = in_stages([arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids])
         everything = [arm for stage in stages for arm in stage]
         require_distinct([arm.name for arm in everything], file.baseline)
         require_sensible_settings(file.script, everything, seeds, results / work.task)
@@ -105,6 +105,16 @@ def main(sweep: Sweep) -> None:
     print(results)
     if failed:
         raise JobsFailed(failed, len(everything) * len(seeds))
+
+
+def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
+    """Returns the arms that may run beside one another: a grid that uses `{runs}` waits for those before it."""
+    stages: list[list[Arm]] = [[]]
+    for grid in grids:
+        if any("{runs}" in str(value) for arm in grid for value in arm.settings.values()):
+            stages.append([])
+        stages[-1] += grid
+    return [stage for stage in stages if stage]
 
 
 def require_sensible_settings(script: str, everything: Sequence[Arm], seeds: Sequence[int], runs: Path) -> None:

@@ -58,6 +58,27 @@ def random_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float],
 
 
 @torch.no_grad()
+def exchange(masks: Masks, weights: Mapping[str, Tensor], share: float) -> Masks:
+    """Returns masks of as many weights in which the smallest of every layer have made room for dropped ones.
+
+    The fraction `share` of a layer's kept weights goes, no more than were dropped already, and those of the largest
+    gradients come (RigL, Evci et al. 2020, section 3). `weights` hold the gradients of the last step.
+    """
+    result = {}
+    for name, mask in masks.items():
+        weight, gradient = weights[name], weights[name].grad
+        kept, total = int(mask.sum()), mask.numel()
+        leaving = min(round(share * kept), total - kept)
+        if leaving == 0 or gradient is None:
+            result[name] = mask
+            continue
+        staying = magnitude_mask(weight, 1 - (kept - leaving) / total, mask)
+        coming = mask_from_scores(gradient.abs(), 1 - leaving / total, ~staying)
+        result[name] = staying | coming
+    return result
+
+
+@torch.no_grad()
 def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
     """Sets the dropped weights to exactly +0."""
     for name, mask in masks.items():
@@ -95,3 +116,8 @@ def cubic_sparsity(done: float) -> float:
     s(t) = s_f + (s_i − s_f)(1 − t)³ with s_i = 0 (Zhu & Gupta 2017, Eq. 1).
     """
     return 1.0 - (1.0 - min(max(done, 0.0), 1.0)) ** 3
+
+
+def cosine_share(done: float) -> float:
+    """Returns the fraction of the first exchange due when `done` of the pruning phase is over: from 1 to 0."""
+    return (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2

@@ -76,6 +76,9 @@ class Settings(RunSettings):
     """Fraction of the fine-tuning over which gradual pruning reaches its final sparsity."""
     gradual_every: Annotated[int, Ge(1)] = 50
     """Steps between two prunings of the gradual schedule."""
+    regrow: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Fraction of a layer's kept weights, the smallest, that every gradual pruning exchanges for dropped ones, those of
+    the largest gradients; falls to 0 along a cosine (GraNet, Liu et al. 2021). 0 never brings a weight back."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training split after (or while) pruning."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
@@ -103,6 +106,8 @@ class Settings(RunSettings):
         budget = self.accuracy_budget
         if budget != Settings.accuracy_budget and (self.allocation != "scan" or self.sparsity is not None):
             raise UsageError(f"--accuracy-budget {budget}: it is for --allocation scan without --sparsity")
-        for name in ("gradual_fraction", "gradual_every"):
+        if self.regrow and self.allocation == "random":
+            raise UsageError(f"--regrow {self.regrow} with --allocation random, the control for every criterion")
+        for name in ("gradual_fraction", "gradual_every", "regrow"):
             if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is for --schedule gradual")

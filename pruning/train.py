@@ -16,7 +16,15 @@ from common.errors import RunError
 from common.experiment import Run
 from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, accuracy, fit, triangular
-from pruning.masks import Masks, apply_masks, clear_empty_filters, cubic_sparsity, forget_momentum
+from pruning.masks import (
+    Masks,
+    apply_masks,
+    clear_empty_filters,
+    cosine_share,
+    cubic_sparsity,
+    exchange,
+    forget_momentum,
+)
 from pruning.settings import Settings
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
@@ -69,9 +77,10 @@ def fine_tune(
     """Fine-tunes `model` in place under masks and returns the masks it ends with.
 
     One-shot: `final_masks` from the first step on. Gradual: `masks_at(fraction of the final sparsity, weights, masks so
-    far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps. The dropped
-    weights are exactly zero after every step, also in the moving average, and the momentum under them is cleared, so
-    that nothing can revive them. A filter that has lost all its weights loses its bias too.
+    far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps; with `regrow`
+    some dropped weights then come back, at zero (GraNet, Liu et al. 2021). The dropped weights are exactly zero after
+    every step, also in the moving average, and the momentum under them is cleared, so that nothing else revives them. A
+    filter that has lost all its weights loses its bias too.
     """
     gradual = settings.schedule == "gradual"
     masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
@@ -85,7 +94,8 @@ def fine_tune(
         every = max(1, min(settings.gradual_every, last // 10))
         weights = prunable_weights(model)
         if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
-            for name, mask in masks_at(cubic_sparsity(state.step / last), weights, masks).items():
+            due = masks_at(cubic_sparsity(state.step / last), weights, masks)
+            for name, mask in exchange(due, weights, settings.regrow * cosine_share(state.step / last)).items():
                 masks[name].copy_(mask)
         forget_momentum(weights, masks, state.optimizer)
         prune(model)

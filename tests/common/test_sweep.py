@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import common.sweep
 from common.errors import RunError, UsageError
 from common.grid import arm_name, arms, read
-from common.jobs import JobsFailed
+from common.jobs import Job, JobsFailed, Place, Work, run_jobs
 from common.sweep import Sweep, main
 
 # A script that keeps the run contract in a line each; `--rate 9` fails, and a run waits while a file `wait` is there.
@@ -97,6 +98,22 @@ def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Swee
     later = {"rate": [2, 3], "weights": "{runs}/rate1-seed{seed}/weights"}
     main(sweep_of([{"rate": [1]}, later], seeds=2))
     assert {row["state"] for row in table(tmp_path)} == {"finished"}
+
+
+def test_grids_run_beside_one_another_unless_one_uses_runs(
+    sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[list[str]] = []
+
+    def watched(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
+        together.append([job.name for job in jobs])
+        return run_jobs(work, jobs, place)
+
+    monkeypatch.setattr(common.sweep, "run_jobs", watched)
+    later = {"rate": [3], "weights": "{runs}/rate1-seed{seed}/weights"}
+    main(sweep_of([{"rate": [1]}, {"rate": [2]}, later, {"rate": [4]}], seeds=2))
+    first = ["rate1-seed0", "rate2-seed0", "rate1-seed1", "rate2-seed1"]
+    assert together == [first, ["rate3-seed0", "rate4-seed0", "rate3-seed1", "rate4-seed1"]]
 
 
 def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from torch.nn.utils import prune
 
 from pruning.masks import (
     apply_masks,
+    cosine_share,
     cubic_sparsity,
+    exchange,
     forget_momentum,
     magnitude_mask,
     magnitude_masks,
@@ -62,6 +64,33 @@ def test_random_mask_ignores_magnitude(generator: torch.Generator) -> None:
     mask = random_mask(weight, 0.5, generator)
     assert weight[mask].abs().mean().item() == pytest.approx(weight.abs().mean().item(), rel=0.02)
     assert not torch.equal(mask, random_mask(weight, 0.5, generator))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "share", "leaving"), [(0.9, 0.5, 50), (0.9, 0.0, 0), (0.9, 1.0, 100), (0.3, 1.0, 300)]
+)
+def test_exchange_agrees_with_a_naive_version(
+    sparsity: float, share: float, leaving: int, generator: torch.Generator
+) -> None:
+    """The smallest kept weights go, no more than there are places; those of the largest gradients come."""
+    weight = torch.randn(1000, generator=generator).requires_grad_()
+    weight.grad = torch.randn(1000, generator=generator)
+    before = magnitude_mask(weight, sparsity)
+    apply_masks({"a": weight}, {"a": before})
+    after = exchange({"a": before}, {"a": weight}, share)["a"]
+
+    magnitudes, gradients = weight.detach().abs().tolist(), weight.grad.abs().tolist()
+    by_magnitude = sorted((i for i in range(1000) if before[i]), key=lambda i: magnitudes[i])
+    staying = set(by_magnitude[leaving:])
+    others = sorted((i for i in range(1000) if i not in staying), key=lambda i: gradients[i])
+    wanted = staying | set(others[len(others) - leaving :])
+    assert set(after.nonzero().flatten().tolist()) == wanted
+    assert after.sum() == before.sum()
+    assert share == 0 or (after & ~before).any()
+
+
+def test_exchanges_fade() -> None:
+    assert [cosine_share(done) for done in (0, 0.5, 1, 2)] == pytest.approx([1, 0.5, 0, 0])
 
 
 @pytest.mark.parametrize(

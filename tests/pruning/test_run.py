@@ -156,6 +156,8 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
         (["--allocation", "magic"], 2, "lamp"),
         (["--accuracy-budget", "0.05"], 2, "--accuracy-budget 0.05: it is for --allocation scan"),
         (["--gradual-fraction", "0.5"], 2, "--gradual-fraction 0.5: it is for --schedule gradual"),
+        (["--regrow", "0.5"], 2, "--regrow 0.5: it is for --schedule gradual"),
+        (["--schedule", "gradual", "--allocation", "random", "--regrow", "0.5"], 2, "--allocation random"),
         (["--epochs", "0"], 2, "--epochs 0"),
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),

@@ -40,14 +40,21 @@ def settings(folder: Path, **more: object) -> Settings:
     return Settings(**{**base, **more})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("schedule", "ema_decay"), [("one-shot", 0.0), ("gradual", 0.9)])
+@pytest.mark.parametrize(
+    ("schedule", "ema_decay", "regrow"), [("one-shot", 0.0, 0.0), ("gradual", 0.9, 0.0), ("gradual", 0.9, 0.5)]
+)
 def test_dropped_weights_stay_exactly_zero(
-    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch, schedule: str, ema_decay: float
+    tmp_path: Path,
+    digits: data.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    ema_decay: float,
+    regrow: float,
 ) -> None:
     torch.manual_seed(0)
     model = VGG11()
     wanted = uniform(prunable_weights(model), 0.9)
-    chosen = settings(tmp_path, schedule=schedule, ema_decay=ema_decay)
+    chosen = settings(tmp_path, schedule=schedule, ema_decay=ema_decay, regrow=regrow)
     run = Run(chosen, "pruning", "x", CPU)
     seen: list[Masks] = []
     original = training.fit
@@ -78,7 +85,10 @@ def test_dropped_weights_stay_exactly_zero(
         assert kept == sorted(kept, reverse=True)
         assert kept[-3] == kept[-1] < kept[0]  # fine-tuning goes on after the last pruning
         assert len(set(kept)) > 3  # also where gradual_every is more than there are steps
-        assert all(not (b[n] & ~a[n]).any() for a, b in itertools.pairwise(seen) for n in wanted)
+        came_back = [any((b[n] & ~a[n]).any() for n in wanted) for a, b in itertools.pairwise(seen)]
+        assert came_back[0] == bool(regrow)
+        assert not any(came_back[-3:])  # neither after the last pruning nor at it
+        assert regrow or not any(came_back)
     else:
         assert len(set(kept)) == 1
 
