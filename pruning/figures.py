@@ -136,7 +136,8 @@ def accuracy_against_sparsity(
 ) -> Figure:
     """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
 
-    An allocation keeps its colour from figure to figure, dashed and hollow for one-shot; bars are intervals over seeds.
+    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, regrowth dash-dotted and grey
+    inside; bars are intervals over seeds.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + ([dense] if dense is not None else [])
     highest = 100 * max(mean.high for mean in intervals)
@@ -148,7 +149,7 @@ def accuracy_against_sparsity(
     for axes in panels:
         for (allocation, schedule), points in curves.items():
             colour, marker = styles[allocation]
-            line, fill = ("--", "white") if schedule == "one-shot" else ("-", colour)
+            line, fill = {"one-shot": ("--", "white"), "gradual": ("-", colour)}.get(schedule, ("-.", "0.8"))
             sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval

@@ -28,7 +28,7 @@ CURVES = "Test accuracy against the share of convolution weights pruned, with in
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
-    *("allocation", "schedule", "sparsity", "seed"),
+    *("allocation", "schedule", "regrow", "sparsity", "seed"),
     *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
@@ -53,6 +53,7 @@ class Metrics:
     sparse_bytes: int
     dataset: dict[str, Any]
     device: str
+    regrow: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Run:
     def sparsity(self) -> float:
         """The overall fraction of convolution weights that is gone, to a tenth of a per cent."""
         return round(1 - self.metrics.conv_weights_kept, 3)
+
+    @property
+    def schedule(self) -> str:
+        """When it pruned, and whether weights came back."""
+        return self.metrics.schedule + (f", regrow {self.metrics.regrow:g}" if self.metrics.regrow else "")
 
     @property
     def study(self) -> str:
@@ -153,7 +159,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     control: dict[int, Run] = {}
     again = []
     for run in group:
-        arm = arms[run.metrics.allocation, run.metrics.schedule][run.sparsity] if run.sparsity else control
+        arm = arms[run.metrics.allocation, run.schedule][run.sparsity] if run.sparsity else control
         if arm.setdefault(run.metrics.seed, run) is not run:
             again.append(run.folder.label)
     dense = {seed: run.metrics.finetuned_accuracy for seed, run in control.items()}
@@ -235,7 +241,7 @@ def row(run: Run) -> list[str]:
         run.folder.label,
         run.metrics.allocation,
         percent(run.sparsity, 1),
-        metrics.schedule,
+        run.schedule,
         str(run.metrics.seed),
         percent(metrics.dense_accuracy),
         percent(metrics.pruned_accuracy),

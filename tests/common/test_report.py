@@ -141,13 +141,14 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     settings = yaml.safe_load((REFERENCE / "pruning" / "config.yaml").read_text())
     arms = {"dense": ("uniform", 1.0, (0.88, 0.90), 0.7), "lamp": ("lamp", 0.05, (0.87, 0.88), 0.7)}
     arms |= {"slower": ("lamp", 0.05, (0.1, 0.1), 0.9), "twice": ("lamp", 0.05, (0.1, 0.1), 0.7)}
-    arms |= {"at-once": ("lamp", 0.05, (0.80, 0.85), 0.7)}
+    arms |= {"at-once": ("lamp", 0.05, (0.80, 0.85), 0.7), "back": ("lamp", 0.05, (0.88, 0.88), 0.7)}
     for name, (allocation, kept, accuracies, fraction) in arms.items():
         for seed, accuracy in enumerate(accuracies):
             folder = tmp_path / "pruning" / f"{name}-{seed}"
             folder.mkdir(parents=True)
             changed = settings | {"allocation": allocation, "seed": seed, "run_name": name}
             changed["schedule"] = "one-shot" if name == "at-once" else "gradual"
+            changed |= {"regrow": 0.5} if name == "back" else {}  # runs of before know no such setting
             changed["gradual_fraction"] = fraction  # another recipe is another curve
             (folder / "config.yaml").write_text(yaml.safe_dump(changed))
             metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
@@ -162,6 +163,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
+    assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |" in text
     assert "there twice: pruning/twice-0, pruning/twice-1." in text
 
 
