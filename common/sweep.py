@@ -108,7 +108,7 @@ def main(sweep: Sweep) -> None:
 
 
 def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
-    """Returns the arms that may run beside one another: a grid that uses `{runs}` waits for those before it."""
+    """Returns the arms that run beside one another: from a grid that uses `{runs}` on, they wait for those before."""
     stages: list[list[Arm]] = [[]]
     for grid in grids:
         if any("{runs}" in str(value) for arm in grid for value in arm.settings.values()):
@@ -224,7 +224,7 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
-    """Returns the figures at the top of metrics.json that all finished runs have and that are not the same in all."""
+    """Returns the results at the top of metrics.json that all finished runs have and that differ, or all if none do."""
     finished = [one.figures for one in outcomes if one.state == "finished"]
     shared = [name for name in (finished[0] if finished else ()) if all(name in figures for figures in finished)]
     results = [name for name in shared if "/" not in name and name not in OF_THE_MACHINE]

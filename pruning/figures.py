@@ -21,7 +21,7 @@ from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]
-Rule = tuple[str, str]  # allocation and schedule
+Rule = tuple[str, str]  # allocation and schedule, with the regrowth if there is any
 
 
 def training(dense: History, finetuned: History, caption: str) -> Figure:

@@ -23,7 +23,7 @@ def mask_from_scores(scores: Tensor, sparsity: float, kept: Tensor | None = None
     Weights that `kept` already drops go first, so that masks of rising sparsity are nested.
     """
     if kept is not None:
-        scores = scores.masked_fill(~kept, -math.inf)
+        scores = torch.where(kept, scores, -math.inf)
     flat = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False, sorted=False)
     flat[lowest.indices] = False
@@ -59,19 +59,18 @@ def random_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float],
 
 @torch.no_grad()
 def exchange(masks: Masks, weights: Mapping[str, Tensor], share: float) -> Masks:
-    """Returns masks of as many weights in which the smallest of every layer have made room for dropped ones.
+    """Returns masks of as many weights, in which the smallest of every layer have put up their places.
 
-    The fraction `share` of a layer's kept weights goes, no more than were dropped already, and those of the largest
-    gradients come (RigL, Evci et al. 2020, section 3). `weights` hold the gradients of the last step.
+    The fraction `share` of a layer's kept weights, no more than it has dropped, leaves; those of the largest gradients
+    come, one that has just left among them where its gradient says so (RigL, Evci et al. 2020, section 3). `weights`
+    hold the gradients of the last step, also of those that are dropped.
     """
     result = {}
     for name, mask in masks.items():
         weight, gradient = weights[name], weights[name].grad
+        assert gradient is not None
         kept, total = int(mask.sum()), mask.numel()
         leaving = min(round(share * kept), total - kept)
-        if leaving == 0 or gradient is None:
-            result[name] = mask
-            continue
         staying = magnitude_mask(weight, 1 - (kept - leaving) / total, mask)
         coming = mask_from_scores(gradient.abs(), 1 - leaving / total, ~staying)
         result[name] = staying | coming

@@ -77,8 +77,8 @@ class Settings(RunSettings):
     gradual_every: Annotated[int, Ge(1)] = 50
     """Steps between two prunings of the gradual schedule."""
     regrow: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Fraction of a layer's kept weights, the smallest, that every gradual pruning exchanges for dropped ones, those of
-    the largest gradients; falls to 0 along a cosine (GraNet, Liu et al. 2021). 0 never brings a weight back."""
+    """Fraction of a layer's kept weights, the smallest, whose places a gradual pruning gives to the largest gradients;
+    falls along a cosine to 0 at the last pruning (GraNet, Liu et al. 2021). 0 never brings a weight back."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training split after (or while) pruning."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05

@@ -89,16 +89,26 @@ def fine_tune(
         apply_masks(prunable_weights(network), masks)
         clear_empty_filters(prunable_layers(network), masks)
 
+    def change(due: Masks) -> None:
+        for name, mask in due.items():
+            masks[name].copy_(mask)
+
     def keep_pruned(state: TrainState) -> None:
         last = math.ceil(settings.gradual_fraction * state.total_steps)
         every = max(1, min(settings.gradual_every, last // 10))
-        weights = prunable_weights(model)
+        weights, done = prunable_weights(model), state.step / last
+
+        def drop() -> None:
+            forget_momentum(weights, masks, state.optimizer)
+            prune(model)
+
+        drop()
         if gradual and state.step <= last and (state.step % every == 0 or state.step == last):
-            due = masks_at(cubic_sparsity(state.step / last), weights, masks)
-            for name, mask in exchange(due, weights, settings.regrow * cosine_share(state.step / last)).items():
-                masks[name].copy_(mask)
-        forget_momentum(weights, masks, state.optimizer)
-        prune(model)
+            change(masks_at(cubic_sparsity(done), weights, masks))
+            drop()
+            if settings.regrow:
+                change(exchange(masks, weights, settings.regrow * cosine_share(done)))
+                drop()
         if isinstance(state.average, VGG11):
             prune(state.average)
 

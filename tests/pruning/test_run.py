@@ -203,10 +203,11 @@ def test_every_preset_and_every_arm_of_a_sweep_is_accepted(smoke: Path) -> None:
         cli.parse(Settings, ["--config", str(path)]).check()
     for path in sweeps:
         sweep = grid.read(path)
-        everything = [arm for one in sweep.grids for arm in grid.arms(sweep, one, smoke_test=False)]
-        grid.require_distinct([arm.name for arm in everything], sweep.baseline)
-        for arm in everything:
-            cli.parse(Settings, options({**arm.settings, "dense_weights": str(dense)})).check()
+        for smoke_test in (False, True):
+            everything = [arm for one in sweep.grids for arm in grid.arms(sweep, one, smoke_test=smoke_test)]
+            grid.require_distinct([arm.name for arm in everything], sweep.baseline)
+            for arm in everything:
+                cli.parse(Settings, options({**arm.settings, "dense_weights": str(dense)})).check()
 
 
 def test_a_full_disk_is_told_and_spoils_nothing(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ def test_dropped_weights_stay_exactly_zero(
             for network in (state.model, state.average):
                 for name, weight in prunable_weights(network).items() if isinstance(network, VGG11) else ():
                     assert not weight[~state.carried[name]].any()
+                    if seen and network is state.model:
+                        back = state.carried[name] & ~seen[-1][name]
+                        assert not weight[back].any()
+                        assert not state.optimizer.state[weight]["momentum_buffer"][back].any()
             seen.append({name: mask.clone() for name, mask in state.carried.items()})
 
         return original(*arguments, after_step=watch, **more)
@@ -72,6 +76,7 @@ def test_dropped_weights_stay_exactly_zero(
     monkeypatch.setattr(training, "fit", watched_fit)
 
     def masks_at(share: float, weights: Mapping[str, Tensor], kept: Masks) -> Masks:
+        assert not any(weights[name][~mask].any() for name, mask in kept.items())  # what it judges by
         return magnitude_masks(weights, {n: share * s for n, s in wanted.items()}, kept)
 
     masks = fine_tune(run, chosen, digits, model, magnitude_masks(prunable_weights(model), wanted), masks_at)
