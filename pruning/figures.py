@@ -146,11 +146,15 @@ def accuracy_against_sparsity(
     sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=size)
     allocations = dict.fromkeys([*get_args(Allocation), *(allocation for allocation, _ in curves)])
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    ticks = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
+    apart = 0.05 if len(ticks) == 1 else 0.0  # marks of one sparsity would lie over one another
     for axes in panels:
-        for (allocation, schedule), points in curves.items():
+        for index, ((allocation, schedule), points) in enumerate(curves.items()):
             colour, marker = styles[allocation]
             line, fill = {"one-shot": ("--", "white"), "gradual": ("-", colour)}.get(schedule, ("-.", "0.8"))
-            sparsities, means = [100 * sparsity for sparsity, _ in points], [100 * mean.estimate for _, mean in points]
+            aside = apart * (index - (len(curves) - 1) / 2)
+            sparsities = [100 * sparsity + aside for sparsity, _ in points]
+            means = [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval
             drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, mfc=fill, capsize=3)
@@ -160,7 +164,9 @@ def accuracy_against_sparsity(
             axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label=name)
             axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
-        axes.set_xticks(sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points}))
+        axes.set_xticks(ticks)
+        if apart:
+            axes.set_xlim(ticks[0] - 0.5, ticks[0] + 0.5)
     if spread:
         panels[1].set(ylim=(highest - 5, highest + 0.3), title="the top five percentage points")
     panels[0].legend(handlelength=3.5)
