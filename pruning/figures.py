@@ -166,7 +166,7 @@ def accuracy_against_sparsity(
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(ticks)
         if apart:
-            axes.set_xlim(ticks[0] - 0.5, ticks[0] + 0.5)
+            axes.set_xlim(ticks[0] - apart * len(curves), ticks[0] + apart * len(curves))
     if spread:
         panels[1].set(ylim=(highest - 5, highest + 0.3), title="the top five percentage points")
     panels[0].legend(handlelength=3.5)
