@@ -21,7 +21,7 @@ from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]
-Rule = tuple[str, str]  # allocation and schedule, with the regrowth if there is any
+Rule = tuple[str, str]  # allocation and schedule, with regrowth and distillation if there are any
 
 
 def training(dense: History, finetuned: History, caption: str) -> Figure:
@@ -132,37 +132,40 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 
 
 def accuracy_against_sparsity(
-    curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Interval | None, caption: str
+    curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Mapping[str, Interval], caption: str
 ) -> Figure:
     """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
 
-    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, regrowth dash-dotted and grey
-    inside; bars are intervals over seeds.
+    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, every further schedule has a
+    line and a grey of its own; bars are intervals over seeds. `dense` are the controls, by name.
     """
-    intervals = [mean for points in curves.values() for _, mean in points] + ([dense] if dense is not None else [])
+    intervals = [mean for points in curves.values() for _, mean in points] + list(dense.values())
     highest = 100 * max(mean.high for mean in intervals)
     spread = highest - 100 * min(mean.low for mean in intervals) > 5
     columns, size = (2, (9.5, 4.2)) if spread else (1, (6.0, 4.2))
     sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=size)
     allocations = dict.fromkeys([*get_args(Allocation), *(allocation for allocation, _ in curves)])
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    further = sorted({schedule for _, schedule in curves} - {"gradual", "one-shot"})
+    lines = {"gradual": ("-", None), "one-shot": ("--", "white")}
+    lines |= dict(zip(further, itertools.cycle([("-.", "0.8"), (":", "0.5"), ("-", "0.2")]), strict=False))
     ticks = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
     apart = 0.05 if len(ticks) == 1 else 0.0  # marks of one sparsity would lie over one another
     for axes in panels:
         for index, ((allocation, schedule), points) in enumerate(curves.items()):
             colour, marker = styles[allocation]
-            line, fill = {"one-shot": ("--", "white"), "gradual": ("-", colour)}.get(schedule, ("-.", "0.8"))
+            line, fill = lines[schedule]
             aside = apart * (index - (len(curves) - 1) / 2)
             sparsities = [100 * sparsity + aside for sparsity, _ in points]
             means = [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval
-            drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, mfc=fill, capsize=3)
+            drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, capsize=3)
+            drawn.lines[0].set_markerfacecolor(fill or colour)
             drawn.set_label(f"{allocation}, {schedule}")
-        if dense is not None:
-            name = "dense, trained as long"
-            axes.axhline(100 * dense.estimate, color="0.4", linewidth=0.8, linestyle="--", label=name)
-            axes.axhspan(100 * dense.low, 100 * dense.high, color="0.4", alpha=0.15, linewidth=0)
+        for line, (name, level) in zip(itertools.cycle(["--", ":", "-."]), dense.items(), strict=False):
+            axes.axhline(100 * level.estimate, color="0.4", linewidth=0.8, linestyle=line, label=name)
+            axes.axhspan(100 * level.low, 100 * level.high, color="0.4", alpha=0.15, linewidth=0)
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(ticks)
         if apart:

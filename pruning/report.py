@@ -28,7 +28,7 @@ CURVES = "Test accuracy against the share of convolution weights pruned, with in
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
-    *("allocation", "schedule", "regrow", "sparsity", "seed"),
+    *("allocation", "schedule", "regrow", "distillation", "temperature", "sparsity", "seed"),
     *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
@@ -54,6 +54,8 @@ class Metrics:
     dataset: dict[str, Any]
     device: str
     regrow: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,18 @@ class Run:
         return round(1 - self.metrics.conv_weights_kept, 3)
 
     @property
+    def taught(self) -> str:
+        """How much the dense network taught it in fine-tuning, if at all."""
+        metrics = self.metrics
+        if not metrics.distillation:
+            return ""
+        return f", distillation {metrics.distillation:g} (T {metrics.temperature:g})"
+
+    @property
     def schedule(self) -> str:
-        """When it pruned, and whether weights came back."""
-        return self.metrics.schedule + (f", regrow {self.metrics.regrow:g}" if self.metrics.regrow else "")
+        """When it pruned, whether weights came back, and what it learnt from."""
+        metrics = self.metrics
+        return metrics.schedule + (f", regrow {metrics.regrow:g}" if metrics.regrow else "") + self.taught
 
     @property
     def study(self) -> str:
@@ -154,56 +165,68 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
-    """Returns the curve of every allocation and schedule, and what each loses against the dense control."""
+    """Returns the curve of every allocation and schedule, and what each loses against the dense control.
+
+    Arms that were distilled are compared with the control that was distilled alike as well, where there is one.
+    """
     arms: dict[figures.Rule, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    control: dict[int, Run] = {}
+    controls: dict[str, dict[int, Run]] = defaultdict(dict)
     again = []
     for run in group:
-        arm = arms[run.metrics.allocation, run.schedule][run.sparsity] if run.sparsity else control
+        arm = arms[run.metrics.allocation, run.schedule][run.sparsity] if run.sparsity else controls[run.taught]
         if arm.setdefault(run.metrics.seed, run) is not run:
             again.append(run.folder.label)
-    dense = {seed: run.metrics.finetuned_accuracy for seed, run in control.items()}
+    control = controls.pop("", {})
+    alike = "against dense, distilled alike [points]"
     curves: dict[figures.Rule, list[tuple[float, stats.Interval]]] = defaultdict(list)
     rows = []
     points = [(rule, *point) for rule, by_sparsity in sorted(arms.items()) for point in sorted(by_sparsity.items())]
     for rule, sparsity, by_seed in points:
-        accuracy = stats.mean([run.metrics.finetuned_accuracy for run in by_seed.values()])
+        accuracy = _accuracy(by_seed)
         curves[rule].append((sparsity, accuracy))
-        both = [seed for seed in by_seed if seed in dense]
-        loss = (
-            stats.paired_difference(
-                [100 * by_seed[s].metrics.finetuned_accuracy for s in both], [100 * dense[s] for s in both]
-            )
-            if both
-            else None
-        )
+        taught = next(iter(by_seed.values())).taught
         rows.append(
             [
                 *rule,
                 percent(sparsity, 1),
                 str(len(by_seed)),
                 accuracy_text(accuracy),
-                difference(loss, 2) if loss else "",
+                _against(by_seed, control),
+                *([_against(by_seed, controls[taught]) if taught in controls else ""] if controls else []),
                 f"{_mean(by_seed, 'compression_ratio'):.1f}×",
                 f"{_mean(by_seed, 'theoretical_speedup'):.2f}×",
                 f"{_mean(by_seed, 'sparse_bytes') / 1e6:.2f} MB",
             ]
         )
-    head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]", "compression"]
+    head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
+    head += [alike, "compression"] if controls else ["compression"]
     first = group[0].metrics
-    level = stats.mean(list(dense.values())) if dense else None
     text = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
-    if level:
-        text += f"; dense control, trained as long: {accuracy_text(level)} % ({counted(len(dense), 'seed')})"
-    figure = figures.accuracy_against_sparsity(curves, level, f"{data.caption(first.dataset)}, {training(first)}")
-    caption = CURVES + (f"; grey: the mean of {counted(len(dense), 'dense control')}" if dense else "")
+    dense = {f"dense, trained as long{taught}": runs for taught, runs in {"": control, **controls}.items() if runs}
+    levels = {name: _accuracy(runs) for name, runs in dense.items()}
+    for name, level in levels.items():
+        kind = name.replace("dense", "dense control", 1)
+        text += f"; {kind}: {accuracy_text(level)} % ({counted(len(dense[name]), 'seed')})"
+    figure = figures.accuracy_against_sparsity(curves, levels, f"{data.caption(first.dataset)}, {training(first)}")
+    caption = CURVES + (f"; grey: the mean of {counted(len(control), 'dense control')}" if control else "")
     caption += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
-    if any(len(by_seed) < len(dense) for by_sparsity in arms.values() for by_seed in by_sparsity.values()):
+    if any(len(by_seed) < len(control) for by_sparsity in arms.values() for by_seed in by_sparsity.values()):
         caption += " Arms of fewer seeds than the control: the table compares them with the control of their own seeds."
     table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
     where = f": {group[0].study}" if group[0].study != "." else ""
     return [f"# Accuracy against sparsity{where}", Picture(caption, figure), table, *repeats]
+
+
+def _accuracy(runs: Mapping[int, Run]) -> stats.Interval:
+    return stats.mean([run.metrics.finetuned_accuracy for run in runs.values()])
+
+
+def _against(runs: Mapping[int, Run], control: Mapping[int, Run]) -> str:
+    """Returns the mean difference in points over the seeds that both have, with its interval; nothing where none is."""
+    both = [seed for seed in runs if seed in control]
+    ours, theirs = ([100 * arm[seed].metrics.finetuned_accuracy for seed in both] for arm in (runs, control))
+    return difference(stats.paired_difference(ours, theirs), 2) if both else ""
 
 
 def _mean(runs: Mapping[int, Run], figure: str) -> float:

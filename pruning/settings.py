@@ -79,6 +79,11 @@ class Settings(RunSettings):
     regrow: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Fraction of a layer's kept weights, the smallest, whose places a gradual pruning gives to the largest gradients;
     falls along a cosine to 0 at the last pruning (GraNet, Liu et al. 2021). 0 never brings a weight back."""
+    distillation: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the fine-tuning's loss that comes from the dense network's predictions, the rest from the labels
+    (Hinton et al. 2015). 0 asks the labels alone."""
+    temperature: Annotated[float, Gt(0)] = 4.0
+    """What the logits of both networks are divided by where their predictions are compared."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training split after (or while) pruning."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
@@ -108,6 +113,8 @@ class Settings(RunSettings):
             raise UsageError(f"--accuracy-budget {budget}: it is for --allocation scan without --sparsity")
         if self.regrow and self.allocation == "random":
             raise UsageError(f"--regrow {self.regrow} with --allocation random, the control for every criterion")
+        if self.temperature != Settings.temperature and not self.distillation:
+            raise UsageError(f"--temperature {self.temperature}: it is for --distillation above 0")
         for name in ("gradual_fraction", "gradual_every", "regrow"):
             if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is for --schedule gradual")

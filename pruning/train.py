@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,8 +81,9 @@ def fine_tune(
     far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps; with `regrow`
     some dropped weights then come back, at zero (GraNet, Liu et al. 2021). The dropped weights are exactly zero after
     every step, also in the moving average, and the momentum under them is cleared, so that nothing else revives them. A
-    filter that has lost all its weights loses its bias too.
+    filter that has lost all its weights loses its bias too. With `distillation` the network as it comes in teaches.
     """
+    teacher = copy.deepcopy(model).eval() if settings.distillation else None
     gradual = settings.schedule == "gradual"
     masks = {name: torch.ones_like(mask) if gradual else mask.clone() for name, mask in final_masks.items()}
 
@@ -116,7 +118,10 @@ def fine_tune(
         prune(model)
         epochs, rate, warmup = settings.finetune_epochs, settings.finetune_learning_rate, settings.finetune_warmup
         result = _fit(
-            run, "finetuned", settings, data, model, epochs, rate, warmup, after_step=keep_pruned, masks=masks
+            *(run, "finetuned", settings, data, model, epochs, rate, warmup),
+            after_step=keep_pruned,
+            masks=masks,
+            teacher=teacher,
         )
         save_weights(run.checkpoints / "masks.safetensors", masks)
         return result.state_dict()
@@ -127,6 +132,15 @@ def fine_tune(
     if {name: mask.shape for name, mask in final.items()} != {name: mask.shape for name, mask in masks.items()}:
         raise RunError(f"{path}: not the masks of this network; delete finetuned.safetensors to repeat that stage")
     return {name: mask.copy_(final[name]) for name, mask in masks.items()}
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Returns T² KL(teacher ‖ network) in nats of the predictions at temperature T, the mean over the images.
+
+    Both logits are (N, classes). T² keeps its gradients as large as the labels' (Hinton et al. 2015, section 2).
+    """
+    ours, theirs = (F.log_softmax(values.float() / temperature, 1) for values in (logits, teacher_logits))
+    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
 
 
 def _fit(
@@ -141,8 +155,9 @@ def _fit(
     *,
     after_step: Callable[[TrainState], None] = lambda state: None,
     masks: Masks | None = None,
+    teacher: nn.Module | None = None,
 ) -> nn.Module:
-    """Runs the shared loop with SGD, label smoothing and augmentation."""
+    """Runs the shared loop with SGD, label smoothing, augmentation and, where there is a `teacher`, distillation."""
     recipe = Recipe(epochs, settings.batch_size, triangular(warmup), settings.precision, settings.ema_decay)
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
     augment = Augmentation(data.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
@@ -163,8 +178,14 @@ def _fit(
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labels = data.train.labels[indices]
-        logits = network(data.normalise(augment(indices, epoch, generator)))
+        images = data.normalise(augment(indices, epoch, generator))
+        logits = network(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher(images)
+            share = settings.distillation
+            loss = (1 - share) * loss + share * distillation_loss(logits, taught, settings.temperature)
         return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def validate(network: nn.Module, epoch: int) -> dict[str, float]:

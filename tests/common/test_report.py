@@ -142,6 +142,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     arms = {"dense": ("uniform", 1.0, (0.88, 0.90), 0.7), "lamp": ("lamp", 0.05, (0.87, 0.88), 0.7)}
     arms |= {"slower": ("lamp", 0.05, (0.1, 0.1), 0.9), "twice": ("lamp", 0.05, (0.1, 0.1), 0.7)}
     arms |= {"at-once": ("lamp", 0.05, (0.80, 0.85), 0.7), "back": ("lamp", 0.05, (0.88, 0.88), 0.7)}
+    arms |= {"taught": ("lamp", 0.05, (0.885, 0.895), 0.7), "dense-taught": ("uniform", 1.0, (0.89, 0.91), 0.7)}
     for name, (allocation, kept, accuracies, fraction) in arms.items():
         for seed, accuracy in enumerate(accuracies):
             folder = tmp_path / "pruning" / f"{name}-{seed}"
@@ -149,6 +150,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
             changed = settings | {"allocation": allocation, "seed": seed, "run_name": name}
             changed["schedule"] = "one-shot" if name == "at-once" else "gradual"
             changed |= {"regrow": 0.5} if name == "back" else {}  # runs of before know no such setting
+            changed |= {"distillation": 0.9, "temperature": 2.0} if "taught" in name else {}
             changed["gradual_fraction"] = fraction  # another recipe is another curve
             (folder / "config.yaml").write_text(yaml.safe_dump(changed))
             metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
@@ -163,7 +165,12 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
-    assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |" in text
+    assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |  |" in text
+    assert (
+        "| lamp | gradual, distillation 0.9 (T 2) | 95.0 % | 2 | 89.00 [88.50, 89.50] "
+        "| +0.00 [−0.50, +0.50] | −1.00 [−1.50, −0.50] |"
+    ) in text
+    assert "trained as long, distillation 0.9 (T 2): 90.00 [89.00, 91.00] % (2 seeds)" in text
     assert "there twice: pruning/twice-0, pruning/twice-1." in text
 
 

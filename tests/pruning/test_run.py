@@ -156,6 +156,8 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
         (["--allocation", "magic"], 2, "lamp"),
         (["--accuracy-budget", "0.05"], 2, "--accuracy-budget 0.05: it is for --allocation scan"),
         (["--gradual-fraction", "0.5"], 2, "--gradual-fraction 0.5: it is for --schedule gradual"),
+        (["--temperature", "2"], 2, "--temperature 2.0: it is for --distillation above 0"),
+        (["--distillation", "1.5"], 2, "--distillation"),
         (["--regrow", "0.5"], 2, "--regrow 0.5: it is for --schedule gradual"),
         (["--schedule", "gradual", "--allocation", "random", "--regrow", "0.5"], 2, "--allocation random"),
         (["--epochs", "0"], 2, "--epochs 0"),

@@ -1,6 +1,7 @@
 """Fine-tuning under masks: dropped weights are exactly zero after every step, whatever the schedule and the average."""
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from pruning.allocation import Allocation, uniform
 from pruning.masks import Masks, apply_masks, magnitude_masks
 from pruning.run import choose, masks_due
 from pruning.settings import Settings
-from pruning.train import fine_tune, train_dense
+from pruning.train import distillation_loss, fine_tune, train_dense
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
 CPU = torch.device("cpu")
@@ -120,6 +121,47 @@ def test_a_filter_without_weights_means_the_same_in_every_precision(tmp_path: Pa
         with autocast(CPU, "bfloat16"):
             rounded = model(digits.normalise(digits.test.images)).float()
     assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
+def test_distillation_is_the_divergence_of_the_softened_predictions() -> None:
+    logits, taught = torch.randn(2, 7, 10, generator=torch.Generator().manual_seed(0))
+    for temperature in (1.0, 4.0):
+        teacher, network = (torch.distributions.Categorical(logits=x / temperature) for x in (taught, logits))
+        expected = temperature**2 * torch.distributions.kl_divergence(teacher, network).mean()
+        assert distillation_loss(logits, taught, temperature) == pytest.approx(float(expected), rel=1e-5)
+    assert distillation_loss(taught, taught, 4.0) == pytest.approx(0.0, abs=1e-5)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(distillation_loss(logits, taught, 1e4), logits)
+    centred = logits - logits.mean(1, keepdim=True) - taught + taught.mean(1, keepdim=True)
+    assert torch.allclose(gradient, centred / 10 / 7, atol=1e-4)  # Hinton et al. 2015, Eq. 4: matching the logits
+
+
+def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was before pruning, in every step; where its predictions are all of the loss, labels play no part."""
+    torch.manual_seed(0)
+    dense = VGG11()
+    masks = magnitude_masks(prunable_weights(dense), uniform(prunable_weights(dense), 0.9))
+    heard: list[Tensor] = []
+
+    def listen(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        heard.append(teacher_logits)
+        return distillation_loss(logits, teacher_logits, temperature)
+
+    monkeypatch.setattr(training, "distillation_loss", listen)
+    outcomes = []
+    for labels in (digits.train.labels, digits.train.labels.roll(1)):
+        model = copy.deepcopy(dense)
+        chosen = settings(tmp_path, distillation=1.0, translate=0, flip=False, run_name=f"run{len(outcomes)}")
+        run = Run(chosen, "pruning", "x", CPU)
+        images = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=labels))
+        fine_tune(run, chosen, images, model, masks, lambda share, weights, kept: kept)
+        outcomes.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(weights.values() for weights in outcomes), strict=True))
+    dense.eval()
+    with torch.no_grad():
+        expected = dense(digits.normalise(digits.train.images))
+    epochs = torch.cat(heard).view(4, 64, 10)
+    assert all((torch.cdist(expected, epoch).amin(1) < 1e-3).all() for epoch in epochs)
 
 
 def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data.Dataset) -> None:
