@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
-from common.files import git_commit, load_weights, save_weights, write_atomically
+from common.files import git_commit, load_weights, read_metrics, save_weights, write_atomically
 from common.plotting import png_bytes
 
 T = TypeVar("T")
@@ -78,16 +78,13 @@ class Run:
             pass  # a file system without locks
 
     def _is_finished(self) -> bool:
-        path = self.path / "metrics.json"
         try:
-            json.loads(path.read_text())
-        except FileNotFoundError:
-            return False
+            return read_metrics(self.path) is not None
         except (OSError, ValueError) as error:
+            path = self.path / "metrics.json"
             raise RunError(
                 f"{path}: damaged ({error}); delete it and resume the run to have it written again"
             ) from None
-        return True
 
     @staticmethod
     def _new_folder(settings: RunSettings, task: str, name: str) -> Path:

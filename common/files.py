@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -88,6 +89,23 @@ def load_state(path: Path) -> dict[str, Any]:
         return state
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable checkpoint: {error}") from None
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Returns what a run's metrics.json holds, which marks the run as finished; None where there is none.
+
+    Raises:
+        OSError, ValueError: it cannot be read or is damaged.
+    """
+    try:
+        metrics: Any = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(metrics, dict):
+        raise ValueError("holds no figures")
+    return metrics
 
 
 def git_commit() -> str | None:

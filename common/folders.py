@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from common.files import read_metrics
+
 T = TypeVar("T")
 
 
@@ -111,13 +113,10 @@ def _read(path: Path, name: str) -> Folder:
         folder.state = f"damaged: config.yaml, {_one_line(error)}"
         return folder
     try:
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        if not isinstance(metrics, dict):
-            raise ValueError("holds no figures")
-        folder.metrics, folder.state = metrics, "finished"
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, RecursionError) as error:
+        metrics = read_metrics(path)
+        if metrics is not None:
+            folder.metrics, folder.state = metrics, "finished"
+    except (OSError, ValueError) as error:
         folder.state = f"damaged: metrics.json, {_one_line(error)}"
     return folder
 

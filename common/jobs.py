@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from common.errors import RunError
+from common.files import read_metrics
 
 INTERRUPTED = 130  # exit status of a script that the user stopped
 
@@ -187,7 +187,7 @@ def _die_with_parent() -> None:
 def _is_finished(folder: Path) -> bool:
     """Whether the run's metrics.json is there and whole; the script itself tells of a damaged one."""
     try:
-        return isinstance(json.loads((folder / "metrics.json").read_text()), dict)
+        return read_metrics(folder) is not None
     except (OSError, ValueError):
         return False
 

@@ -23,7 +23,7 @@ from common import cli, stats
 from common.cluster import on_ray
 from common.errors import RunError, UsageError
 from common.experiment import say
-from common.files import ROOT, write_atomically
+from common.files import ROOT, read_metrics, write_atomically
 from common.grid import Arm, SweepFile, arms, read, require_distinct
 from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
@@ -203,14 +203,13 @@ def job(arm: Arm, seed: int, sweep: Sweep, work: Work, processes: int) -> Job:
 
 def outcome(work: Work, arm: Arm, seed: int) -> Outcome:
     """Returns how a run stands; a figure inside another is called by its path, as `quality/mixture samples/fid`."""
-    path = work.results_dir / work.task / run_name(arm, seed) / "metrics.json"
     try:
-        metrics = json.loads(path.read_text())
+        metrics = read_metrics(work.results_dir / work.task / run_name(arm, seed))
+        if metrics is None:
+            return Outcome(arm, seed, "not finished")
         source = metrics["dataset"]
         data = f"STAND-IN {source['name']}" if source.get("stand_in_for") else source["name"]
         return Outcome(arm, seed, "finished", data, dict(_numbers(metrics)))
-    except FileNotFoundError:
-        return Outcome(arm, seed, "not finished")
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome(arm, seed, "damaged")
 

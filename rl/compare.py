@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from common import cli, stats
 from common.errors import RunError, UsageError
 from common.experiment import say
-from common.files import write_atomically
+from common.files import read_metrics, write_atomically
 from common.plotting import COLOURS, figure, png_bytes
 from common.tables import Table, counted, difference
 from rl.figures import band, seed_curves
@@ -93,7 +93,9 @@ def read(path: Path) -> Arm:
         RunError: the folder holds no finished run of this task, or a damaged one.
     """
     try:
-        metrics = json.loads((path / "metrics.json").read_text())
+        metrics = read_metrics(path)
+        if metrics is None:
+            raise RunError(f"{path}: no finished run (metrics.json is missing)")
         settings = yaml.safe_load((path / "config.yaml").read_text())
         missing = [*(SAME - settings.keys()), *(FIGURES - metrics.keys())]
         if missing:

@@ -8,7 +8,6 @@ does what is missing.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from common import cli, data, stats
 from common.device import set_up
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
-from common.files import load_weights, write_atomically
+from common.files import load_weights, read_metrics, write_atomically
 from common.jobs import Job, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 from vae import figures, objective, samplers
@@ -163,7 +162,7 @@ def main(settings: StudySettings) -> None:
 def _metrics(folder: Path) -> dict[str, Any]:
     """Returns the figures of a run's metrics.json that a study compares, with the mixture's FID beside the prior's."""
     try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        metrics = read_metrics(folder) or {}
         metrics["fid_mixture"] = metrics["quality"]["mixture samples"]["fid"]
         numbers = {key: float(metrics[key]) for key in COLUMNS}
         return {**numbers, "classifier": metrics["classifier"]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import RunError
-from common.files import load_state, load_weights, save_state, save_weights, write_atomically
+from common.files import load_state, load_weights, read_metrics, save_state, save_weights, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,17 @@ def test_damaged_state_is_refused(tmp_path: Path, damage) -> None:  # type: igno
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=str(path)):
         load_state(path)
+
+
+def test_metrics_are_whole_absent_or_damaged(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) is None
+    path = tmp_path / "metrics.json"
+    path.write_text('{"elbo": -90.5}')
+    assert read_metrics(tmp_path) == {"elbo": -90.5}
+    for content in (b'{"elbo', b"", b"[]", b"null", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"\w"):
+            read_metrics(tmp_path)
 
 
 def test_weights_round_trip_and_damage(tmp_path: Path) -> None:
