@@ -35,7 +35,7 @@ report: .venv/installed ## one page of the committed reference results: results/
 	$(BIN)/python -m common.report results/reference --output results/reference.html
 
 test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -16,6 +16,17 @@ from pruning.vgg import VGG11
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The slowest files first, so that no worker is left with one at the end (--dist loadfile --no-loadscope-reorder).
+SLOWEST = [
+    *("pruning/test_run.py", "vae/test_train.py", "vae/test_classifier.py", "common/test_cluster.py"),
+    *("pruning/test_train.py", "vae/test_study.py", "rl/test_train.py", "common/test_data.py"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:

@@ -16,15 +16,12 @@ import pytest
 import torch
 
 from common import cli, grid
-from common.device import stream_seed
-from common.files import load_state, load_weights, save_weights
+from common.files import load_weights, save_weights
 from common.jobs import options
-from pruning.allocation import uniform
-from pruning.masks import random_masks
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
-from pruning.vgg import VGG11, prunable_weights
+from pruning.vgg import VGG11
 
 Refused = Callable[..., tuple[int, str]]
 Killed = Callable[[Sequence[str], Path, str], Path]
@@ -101,29 +98,6 @@ def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path, ki
     for key in ("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "sensitivity", "layers"):
         assert mine[key] == theirs[key]
     assert len((run / "history.csv").read_text().splitlines()) == 4
-
-
-def test_kill_9_while_pruning_gradually_and_at_random(smoke: Path, tmp_path: Path, killed: Killed) -> None:
-    """From given weights, killed between two prunings: the same masks and weights as the unbroken run."""
-    typed = [*COMMAND, "--smoke-test", "--allocation", "random", "--sparsity", "0.9", "--schedule", "gradual"]
-    typed += ["--finetune-epochs", "2", "--scan-images", "2"]
-    typed += ["--dense-weights", str(smoke / "checkpoints" / "dense.safetensors"), "--results-dir"]
-    run = killed([*typed, str(tmp_path / "broken")], tmp_path / "broken", "finetuned.state.pt")
-    half = load_state(run / "checkpoints" / "finetuned.state.pt")
-    killed([*COMMAND, "--resume", str(run)], tmp_path / "broken", "finetuned.safetensors")  # what follows is no matter
-    unbroken = killed([*typed, str(tmp_path / "unbroken")], tmp_path / "unbroken", "finetuned.safetensors")
-    for name in ("dense", "finetuned", "masks"):
-        ours, theirs = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, unbroken))
-        assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
-    weights = prunable_weights(VGG11())
-    final = random_masks(weights, uniform(weights, 0.9), stream_seed(0, "random masks"))
-    masks = load_weights(run / "checkpoints" / "masks.safetensors")
-    kept, total = (sum(count) for count in zip(*((int(m.sum()), m.numel()) for m in masks.values()), strict=True))
-    assert kept / total == pytest.approx(0.1, abs=1e-4)
-    for name, mask in masks.items():
-        assert torch.equal(mask, final[name])
-        assert mask.sum() < half["carried"][name].sum() < mask.numel()
-        assert (half["carried"][name] | ~mask).all()  # what is kept at the end was never dropped
 
 
 @pytest.mark.parametrize("file", ["dense", "masks"])

@@ -2,23 +2,24 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from common import data
-from common.device import autocast
+from common.device import autocast, stream_seed
 from common.experiment import Run
-from common.files import save_weights
+from common.files import load_state, save_weights
 from common.training import TrainState
 from pruning import train as training
 from pruning.allocation import Allocation, uniform
-from pruning.masks import Masks, apply_masks, magnitude_masks
+from pruning.masks import Masks, apply_masks, magnitude_masks, random_masks
 from pruning.run import choose, masks_due
 from pruning.settings import Settings
 from pruning.train import distillation_loss, fine_tune, train_dense
@@ -121,6 +122,55 @@ def test_a_filter_without_weights_means_the_same_in_every_precision(tmp_path: Pa
         with autocast(CPU, "bfloat16"):
             rounded = model(digits.normalise(digits.test.images)).float()
     assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "more", [{"allocation": "random"}, {"allocation": "global", "regrow": 0.5, "distillation": 0.5, "ema_decay": 0.9}]
+)
+def test_stopped_while_pruning_it_ends_with_the_same_masks_and_weights(
+    tmp_path: Path, digits: data.Dataset, network: VGG11, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    chosen = settings(tmp_path, batch_size=32, schedule="gradual", sparsity=0.9, **more)
+    sparsities = choose(chosen, network, {}, 0.9)
+    last = masks_due(chosen, sparsities, 1.0, prunable_weights(network))
+
+    def tuned(run: Run) -> tuple[dict[str, Tensor], Masks]:
+        model = copy.deepcopy(network)
+        masks = fine_tune(run, chosen, digits, model, last, functools.partial(masks_due, chosen, sparsities))
+        return model.state_dict(), masks
+
+    weights, masks = tuned(Run(chosen, "pruning", "unbroken", CPU))
+    broken = Run(chosen, "pruning", "broken", CPU)
+    original = training.fit
+
+    def fit_until_killed(*arguments, after_step, **rest):  # type: ignore[no-untyped-def]
+        def kill(state: TrainState) -> None:
+            after_step(state)
+            if state.step == 3:  # of 4, in the second epoch, at the last pruning
+                raise Killed
+
+        return original(*arguments, after_step=kill, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", fit_until_killed)
+        with pytest.raises(Killed):
+            tuned(broken)
+    half = load_state(broken.checkpoints / "finetuned.state.pt")["carried"]
+    resumed = Run(dataclasses.replace(chosen, resume=broken.path), "pruning", "", CPU)
+    for ours, theirs in zip(tuned(resumed), (weights, masks), strict=True):
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    kept, total = (sum(count) for count in zip(*((int(m.sum()), m.numel()) for m in masks.values()), strict=True))
+    assert kept / total == pytest.approx(0.1, abs=1e-4)
+    for name, mask in masks.items():
+        assert mask.sum() < half[name].sum() < mask.numel()
+        if chosen.allocation == "random":
+            final = random_masks(prunable_weights(network), sparsities, stream_seed(0, "random masks"))
+            assert torch.equal(mask, final[name])
+            assert (half[name] | ~mask).all()  # what is kept at the end was never dropped
 
 
 def test_distillation_is_the_divergence_of_the_softened_predictions() -> None:
