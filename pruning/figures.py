@@ -136,8 +136,8 @@ def accuracy_against_sparsity(
 ) -> Figure:
     """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
 
-    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, every further schedule has a
-    line and a grey of its own; bars are intervals over seeds. `dense` are the controls, by name.
+    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, other schedules differ in line
+    and grey, the first six of them; bars are intervals over seeds. `dense` are the controls, by name.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + list(dense.values())
     highest = 100 * max(mean.high for mean in intervals)
@@ -148,7 +148,8 @@ def accuracy_against_sparsity(
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     further = sorted({schedule for _, schedule in curves} - {"gradual", "one-shot"})
     lines = {"gradual": ("-", None), "one-shot": ("--", "white")}
-    lines |= dict(zip(further, itertools.cycle([("-.", "0.8"), (":", "0.5"), ("-", "0.2")]), strict=False))
+    looks = itertools.cycle((line, grey) for grey in ("0.8", "0.5", "0.2") for line in ("-.", ":"))
+    lines |= dict(zip(further, looks, strict=False))
     ticks = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
     apart = 0.05 if len(ticks) == 1 else 0.0  # marks of one sparsity would lie over one another
     for axes in panels:
@@ -160,11 +161,11 @@ def accuracy_against_sparsity(
             means = [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval
-            drawn = axes.errorbar(sparsities, means, bars, color=colour, marker=marker, ls=line, capsize=3)
-            drawn.lines[0].set_markerfacecolor(fill or colour)
+            look = {"color": colour, "marker": marker, "ls": line, "mfc": fill or colour}
+            drawn = axes.errorbar(sparsities, means, bars, capsize=3, **look)
             drawn.set_label(f"{allocation}, {schedule}")
-        for line, (name, level) in zip(itertools.cycle(["--", ":", "-."]), dense.items(), strict=False):
-            axes.axhline(100 * level.estimate, color="0.4", linewidth=0.8, linestyle=line, label=name)
+        for stroke, (name, level) in zip(itertools.cycle(["--", ":", "-."]), dense.items(), strict=False):
+            axes.axhline(100 * level.estimate, color="0.4", linewidth=0.8, linestyle=stroke, label=f"dense, {name}")
             axes.axhspan(100 * level.low, 100 * level.high, color="0.4", alpha=0.15, linewidth=0)
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(ticks)

@@ -20,7 +20,8 @@ CAPTIONS = {
     "weights": "Histogram of every layer's weights, dense and after pruning and fine-tuning (those kept).",
     "outcome": "Accuracy before pruning, after it and after fine-tuning; bytes on disk; measured time.",
     "layers": "Weights and multiply-adds of every layer, all and what is left.",
-    "training": "Loss and accuracy of the training and the fine-tuning, epoch by epoch.",
+    "training": "Loss and accuracy of the training and the fine-tuning, epoch by epoch; distilled, the fine-tuning's "
+    "loss is the labels' and the teacher's together.",
 }
 
 
@@ -72,17 +73,16 @@ class Run:
 
     @property
     def taught(self) -> str:
-        """How much the dense network taught it in fine-tuning, if at all."""
+        """How much the dense network taught it in fine-tuning; nothing where it did not."""
         metrics = self.metrics
-        if not metrics.distillation:
-            return ""
-        return f", distillation {metrics.distillation:g} (T {metrics.temperature:g})"
+        return f"distillation {metrics.distillation:g} (T {metrics.temperature:g})" if metrics.distillation else ""
 
     @property
     def schedule(self) -> str:
         """When it pruned, whether weights came back, and what it learnt from."""
         metrics = self.metrics
-        return metrics.schedule + (f", regrow {metrics.regrow:g}" if metrics.regrow else "") + self.taught
+        parts = [metrics.schedule, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
+        return ", ".join(filter(None, parts))
 
     @property
     def study(self) -> str:
@@ -131,7 +131,7 @@ def section(folders: Sequence[Folder]) -> Section:
 
 def likeness(run: Run) -> tuple[bool, bool, int, int]:
     """Returns what decides which run at its sparsities stands beside the study: pruned as there, with figures, long."""
-    return run.metrics.schedule == "one-shot", bool(run.folder.figures), run.metrics.epochs, -run.metrics.seed
+    return run.schedule == "one-shot", bool(run.folder.figures), run.metrics.epochs, -run.metrics.seed
 
 
 def said_and_measured(run: Run) -> Table:
@@ -176,8 +176,7 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         arm = arms[run.metrics.allocation, run.schedule][run.sparsity] if run.sparsity else controls[run.taught]
         if arm.setdefault(run.metrics.seed, run) is not run:
             again.append(run.folder.label)
-    control = controls.pop("", {})
-    alike = "against dense, distilled alike [points]"
+    distilled = bool(controls.keys() - {""})
     curves: dict[figures.Rule, list[tuple[float, stats.Interval]]] = defaultdict(list)
     rows = []
     points = [(rule, *point) for rule, by_sparsity in sorted(arms.items()) for point in sorted(by_sparsity.items())]
@@ -191,28 +190,30 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
                 percent(sparsity, 1),
                 str(len(by_seed)),
                 accuracy_text(accuracy),
-                _against(by_seed, control),
-                *([_against(by_seed, controls[taught]) if taught in controls else ""] if controls else []),
+                _against(by_seed, controls.get("", {})),
+                *([_against(by_seed, controls.get(taught, {})) if taught else ""] if distilled else []),
                 f"{_mean(by_seed, 'compression_ratio'):.1f}×",
                 f"{_mean(by_seed, 'theoretical_speedup'):.2f}×",
                 f"{_mean(by_seed, 'sparse_bytes') / 1e6:.2f} MB",
             ]
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
-    head += [alike, "compression"] if controls else ["compression"]
+    head += ["against dense, distilled alike [points]"] if distilled else []
     first = group[0].metrics
     text = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
-    dense = {f"dense, trained as long{taught}": runs for taught, runs in {"": control, **controls}.items() if runs}
-    levels = {name: _accuracy(runs) for name, runs in dense.items()}
-    for name, level in levels.items():
-        kind = name.replace("dense", "dense control", 1)
-        text += f"; {kind}: {accuracy_text(level)} % ({counted(len(dense[name]), 'seed')})"
+    levels = {}
+    for taught, runs in sorted(controls.items()):  # the plain one first
+        name = ", ".join(filter(None, ["trained as long", taught]))
+        levels[name] = _accuracy(runs)
+        text += f"; dense control, {name}: {accuracy_text(levels[name])} % ({counted(len(runs), 'seed')})"
     figure = figures.accuracy_against_sparsity(curves, levels, f"{data.caption(first.dataset)}, {training(first)}")
-    caption = CURVES + (f"; grey: the mean of {counted(len(control), 'dense control')}" if control else "")
+    many = " and of ".join(counted(len(runs), "dense control") for runs in controls.values())
+    caption = CURVES + (f"; grey: the mean of {many}" if controls else "")
     caption += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
-    if any(len(by_seed) < len(control) for by_sparsity in arms.values() for by_seed in by_sparsity.values()):
+    fewest = min((len(by_seed) for by_sparsity in arms.values() for by_seed in by_sparsity.values()), default=0)
+    if any(len(runs) > fewest for runs in controls.values()):
         caption += " Arms of fewer seeds than the control: the table compares them with the control of their own seeds."
-    table = Table([*head, "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
+    table = Table([*head, "compression", "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
     where = f": {group[0].study}" if group[0].study != "." else ""
     return [f"# Accuracy against sparsity{where}", Picture(caption, figure), table, *repeats]

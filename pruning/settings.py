@@ -83,7 +83,7 @@ class Settings(RunSettings):
     """Share of the fine-tuning's loss that comes from the dense network's predictions, the rest from the labels
     (Hinton et al. 2015). 0 asks the labels alone."""
     temperature: Annotated[float, Gt(0)] = 4.0
-    """What the logits of both networks are divided by where their predictions are compared."""
+    """What both networks' logits are divided by to compare their predictions (4: Zagoruyko & Komodakis 2017)."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training split after (or while) pruning."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05

@@ -81,7 +81,8 @@ def fine_tune(
     far)` every `gradual_every` steps, ten times at least, over the first `gradual_fraction` of the steps; with `regrow`
     some dropped weights then come back, at zero (GraNet, Liu et al. 2021). The dropped weights are exactly zero after
     every step, also in the moving average, and the momentum under them is cleared, so that nothing else revives them. A
-    filter that has lost all its weights loses its bias too. With `distillation` the network as it comes in teaches.
+    filter that has lost all its weights loses its bias too. With `distillation` the network as given, before any
+    pruning, is the teacher.
     """
     teacher = copy.deepcopy(model).eval() if settings.distillation else None
     gradual = settings.schedule == "gradual"
