@@ -136,44 +136,48 @@ def accuracy_against_sparsity(
 ) -> Figure:
     """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
 
+    Rules of one sparsity stand side by side, each over its name.
     An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, other schedules differ in line
     and grey, the first six of them; bars are intervals over seeds. `dense` are the controls, by name.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + list(dense.values())
     highest = 100 * max(mean.high for mean in intervals)
     spread = highest - 100 * min(mean.low for mean in intervals) > 5
-    columns, size = (2, (9.5, 4.2)) if spread else (1, (6.0, 4.2))
-    sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=size)
+    sparsities = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
+    alone = len(sparsities) == 1
+    columns = 2 if spread else 1
+    width = columns * max(4.75 if spread else 6.0, 1.5 * len(curves) * alone)
+    sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=(width, 4.2))
     allocations = dict.fromkeys([*get_args(Allocation), *(allocation for allocation, _ in curves)])
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
     further = sorted({schedule for _, schedule in curves} - {"gradual", "one-shot"})
     lines = {"gradual": ("-", None), "one-shot": ("--", "white")}
     looks = itertools.cycle((line, grey) for grey in ("0.8", "0.5", "0.2") for line in ("-.", ":"))
     lines |= dict(zip(further, looks, strict=False))
-    ticks = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
-    apart = 0.05 if len(ticks) == 1 else 0.0  # marks of one sparsity would lie over one another
     for axes in panels:
         for index, ((allocation, schedule), points) in enumerate(curves.items()):
             colour, marker = styles[allocation]
             line, fill = lines[schedule]
-            aside = apart * (index - (len(curves) - 1) / 2)
-            sparsities = [100 * sparsity + aside for sparsity, _ in points]
+            across = [float(index)] if alone else [100 * sparsity for sparsity, _ in points]
             means = [100 * mean.estimate for _, mean in points]
             bars = [[100 * (m.estimate - m.low) for _, m in points], [100 * (m.high - m.estimate) for _, m in points]]
             bars = [[length or math.nan for length in side] for side in bars]  # one seed has no interval
             look = {"color": colour, "marker": marker, "ls": line, "mfc": fill or colour}
-            drawn = axes.errorbar(sparsities, means, bars, capsize=3, **look)
-            drawn.set_label(f"{allocation}, {schedule}")
+            drawn = axes.errorbar(across, means, bars, capsize=3, **look)
+            drawn.set_label("" if alone else f"{allocation}, {schedule}")
         for stroke, (name, level) in zip(itertools.cycle(["--", ":", "-."]), dense.items(), strict=False):
             axes.axhline(100 * level.estimate, color="0.4", linewidth=0.8, linestyle=stroke, label=f"dense, {name}")
             axes.axhspan(100 * level.low, 100 * level.high, color="0.4", alpha=0.15, linewidth=0)
         axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
-        axes.set_xticks(ticks)
-        if apart:
-            axes.set_xlim(ticks[0] - apart * len(curves), ticks[0] + apart * len(curves))
+        axes.set_xticks(sparsities)
+        if alone:
+            names = ["\n".join([allocation, *schedule.split(", ")]) for allocation, schedule in curves]
+            axes.set_xticks(range(len(curves)), names)
+            axes.set(xlabel=f"{sparsities[0]:g} % of the convolution weights pruned", xlim=(-0.7, len(curves) - 0.3))
     if spread:
         panels[1].set(ylim=(highest - 5, highest + 0.3), title="the top five percentage points")
-    panels[0].legend(handlelength=3.5)
+    if panels[0].get_legend_handles_labels()[1]:
+        panels[0].legend(handlelength=3.5)
     return sheet
 
 

@@ -207,7 +207,10 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         levels[name] = _accuracy(runs)
         text += f"; dense control, {name}: {accuracy_text(levels[name])} % ({counted(len(runs), 'seed')})"
     figure = figures.accuracy_against_sparsity(curves, levels, f"{data.caption(first.dataset)}, {training(first)}")
-    many = " and of ".join(counted(len(runs), "dense control") for runs in controls.values())
+    many = " and of ".join(
+        counted(len(runs), "dense control") + (f" with {taught}" if taught else "")
+        for taught, runs in sorted(controls.items())
+    )
     caption = CURVES + (f"; grey: the mean of {many}" if controls else "")
     caption += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
     fewest = min((len(by_seed) for by_sparsity in arms.values() for by_seed in by_sparsity.values()), default=0)

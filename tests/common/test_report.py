@@ -161,7 +161,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     own, other = text.split("### Accuracy against sparsity: sweep")
     assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in own
-    assert "grey: the mean of 2 dense controls and of 2 dense controls" in own
+    assert "grey: the mean of 2 dense controls and of 2 dense controls with distillation 0.9 (T 2)" in own
     assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
