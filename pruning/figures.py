@@ -146,7 +146,7 @@ def accuracy_against_sparsity(
     sparsities = sorted({round(100 * sparsity, 1) for points in curves.values() for sparsity, _ in points})
     alone = len(sparsities) == 1
     columns = 2 if spread else 1
-    width = columns * max(4.75 if spread else 6.0, 1.5 * len(curves) * alone)
+    width = columns * max(4.75 if spread else 6.0, 1.8 * len(curves) * alone)
     sheet, panels = figure("Accuracy against sparsity", caption, columns=columns, size=(width, 4.2))
     allocations = dict.fromkeys([*get_args(Allocation), *(allocation for allocation, _ in curves)])
     styles = dict(zip(allocations, itertools.cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
