@@ -54,7 +54,7 @@ def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str,
     sheet, (axes,) = figure("Sensitivity: one layer pruned, nothing retrained", caption, size=(7, 4.4))
     for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
         sparsities, accuracies = [0.0, *map(float, curve)], [dense_accuracy, *curve.values()]
-        label = f"conv {list(curves).index(name) + 1} ({name}): {chosen[name]:.1%}"
+        label = f"conv {list(curves).index(name) + 1} ({name}): {chosen[name]:.2%}"
         axes.plot(_percent(sparsities), _percent(accuracies), color=colour, marker=marker, label=label)
         if chosen[name] <= sparsities[-1]:
             height = float(np.interp(chosen[name], sparsities, accuracies))
@@ -76,7 +76,7 @@ def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Ma
         for values, colour, label in ((dense, COLOURS[5], "dense"), (kept, COLOURS[1], "kept, fine-tuned")):
             counts = torch.histogram(values, edges).hist
             axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=colour, alpha=0.6, label=label)
-        axes.set_title(f"{name}: {kept.numel() / dense.numel():.1%} kept")
+        axes.set_title(f"{name}: {kept.numel() / dense.numel():.2%} kept")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.set_xlabel("weight")
     panels[0].legend()
