@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -215,8 +216,10 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """Writes `figures/<name>.png` and shows the figure in TensorBoard."""
-        write_atomically(self.figures / f"{name}.png", png_bytes(figure))
-        self._writer.add_figure(f"figures/{name}", figure, close=False)
+        png = png_bytes(figure)
+        write_atomically(self.figures / f"{name}.png", png)
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw it once more
 
     def finish(self, metrics: Mapping[str, Any], headline: tuple[str, ...]) -> None:
         """Writes metrics.json, which marks the run as complete, and TensorBoard's hparams with the `headline` metrics.

@@ -30,7 +30,7 @@ class SweepFile:
     """The script of every run, such as pruning/run.py."""
     grids: Annotated[list[dict[str, Any]], MinLen(1)]
     """Setting → its value, or the list of its values: every combination is an arm. In text, {seed} is the run's seed,
-    {runs} the folder of all runs: a grid that uses it, and those after, begin when the grids before it have ended."""
+    {runs} the folder of all runs: a grid that takes a file of an earlier arm, {runs}/ARM-seed{seed}/…, waits for it."""
     seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1
     """The seeds of every arm: a list, or how many from 0 on."""
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -108,12 +108,23 @@ def main(sweep: Sweep) -> None:
 
 
 def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
-    """Returns the arms that run beside one another: from a grid that uses `{runs}` on, they wait for those before."""
-    stages: list[list[Arm]] = [[]]
+    """Returns the arms that run beside one another, a stage when those before it have ended.
+
+    A grid that takes a file of an earlier arm, `{runs}/<arm>-seed…`, comes in the stage after that arm's.
+    """
+    stages: list[list[Arm]] = []
+    stage_of: dict[str, int] = {}
     for grid in grids:
-        if any("{runs}" in str(value) for arm in grid for value in arm.settings.values()):
-            stages.append([])
-        stages[-1] += grid
+        needed = [
+            # A file that names no arm may be of any.
+            max((stage for name, stage in stage_of.items() if f"{{runs}}/{name}-seed" in file), default=len(stages) - 1)
+            for file in (str(value) for arm in grid for value in arm.settings.values())
+            if "{runs}" in file
+        ]
+        stage = max(needed, default=-1) + 1
+        stages += [[] for _ in range(stage + 1 - len(stages))]
+        stages[stage] += grid
+        stage_of |= {arm.name: stage for arm in grid}
     return [stage for stage in stages if stage]
 
 

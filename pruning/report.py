@@ -14,6 +14,7 @@ from common.document import Block, Picture, Section, captioned, run_details, sta
 from common.folders import Folder, usable
 from common.tables import BOLD, Table, counted, difference
 from pruning import figures
+from pruning.settings import Settings
 
 CAPTIONS = {
     "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice if measured.",
@@ -29,7 +30,7 @@ CURVES = "Test accuracy against the share of convolution weights pruned, with in
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
-    *("allocation", "schedule", "regrow", "distillation", "temperature", "sparsity", "seed"),
+    *("allocation", "schedule", "gradual_fraction", "regrow", "distillation", "temperature", "sparsity", "seed"),
     *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
@@ -54,6 +55,7 @@ class Metrics:
     sparse_bytes: int
     dataset: dict[str, Any]
     device: str
+    gradual_fraction: float = Settings.gradual_fraction
     regrow: float = 0.0
     distillation: float = 0.0
     temperature: float = 0.0
@@ -79,9 +81,11 @@ class Run:
 
     @property
     def schedule(self) -> str:
-        """When it pruned, whether weights came back, and what it learnt from."""
+        """When it pruned, over what fraction of the fine-tuning if unusual, what came back, what it learnt from."""
         metrics = self.metrics
-        parts = [metrics.schedule, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
+        usual = metrics.schedule != "gradual" or metrics.gradual_fraction == Settings.gradual_fraction
+        when = metrics.schedule + ("" if usual else f" over {metrics.gradual_fraction:g}")
+        parts = [when, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
         return ", ".join(filter(None, parts))
 
     @property

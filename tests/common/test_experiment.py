@@ -1,11 +1,14 @@
 """The run folder: never overwritten, survives crashes, tells what it was."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.cli import RunSettings
@@ -94,6 +97,9 @@ def test_figures_are_png_and_in_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(run.path))
     events.Reload()
     assert events.Tags()["images"] == ["figures/plot"]
+    shown = Image.open(io.BytesIO(events.Images("figures/plot")[0].encoded_image_string))
+    with Image.open(run.figures / "plot.png") as written:
+        assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(written.convert("RGB")))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])

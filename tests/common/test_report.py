@@ -141,6 +141,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     settings = yaml.safe_load((REFERENCE / "pruning" / "config.yaml").read_text())
     arms = {"dense": ("uniform", 1.0, (0.88, 0.90), 0.7), "lamp": ("lamp", 0.05, (0.87, 0.88), 0.7)}
     arms |= {"slower": ("lamp", 0.05, (0.1, 0.1), 0.9), "twice": ("lamp", 0.05, (0.1, 0.1), 0.7)}
+    arms["other"] = ("lamp", 0.05, (0.2, 0.2), 0.7)  # another recipe: no curve of these
     arms |= {"at-once": ("lamp", 0.05, (0.80, 0.85), 0.7), "back": ("lamp", 0.05, (0.88, 0.88), 0.7)}
     arms |= {"taught": ("lamp", 0.05, (0.885, 0.895), 0.7), "dense-taught": ("uniform", 1.0, (0.89, 0.91), 0.7)}
     for name, (allocation, kept, accuracies, fraction) in arms.items():
@@ -151,7 +152,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
             changed["schedule"] = "one-shot" if name == "at-once" else "gradual"
             changed |= {"regrow": 0.5} if name == "back" else {}  # runs of before know no such setting
             changed |= {"distillation": 0.9, "temperature": 2.0} if "taught" in name else {}
-            changed["gradual_fraction"] = fraction  # another recipe is another curve
+            changed |= {"gradual_fraction": fraction, "weight_decay": 0.0 if name == "other" else 5e-4}
             (folder / "config.yaml").write_text(yaml.safe_dump(changed))
             metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
             (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -165,6 +166,8 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
+    assert "| lamp | gradual over 0.9 | 95.0 % | 2 | 10.00 | −79.00 [−80.00, −78.00] |  |" in text
+    assert "| 20.00 |" not in text
     assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |  |" in text
     assert (
         "| lamp | gradual, distillation 0.9 (T 2) | 95.0 % | 2 | 89.00 [88.50, 89.50] "

@@ -100,7 +100,7 @@ def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Swee
     assert {row["state"] for row in table(tmp_path)} == {"finished"}
 
 
-def test_grids_run_beside_one_another_unless_one_uses_runs(
+def test_a_grid_waits_only_for_the_runs_whose_files_it_takes(
     sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[list[str]] = []
@@ -110,10 +110,16 @@ def test_grids_run_beside_one_another_unless_one_uses_runs(
         return run_jobs(work, jobs, place)
 
     monkeypatch.setattr(common.sweep, "run_jobs", watched)
-    later = {"rate": [3], "weights": "{runs}/rate1-seed{seed}/weights"}
-    main(sweep_of([{"rate": [1]}, {"rate": [2]}, later, {"rate": [4]}], seeds=2))
-    first = ["rate1-seed0", "rate2-seed0", "rate1-seed1", "rate2-seed1"]
-    assert together == [first, ["rate3-seed0", "rate4-seed0", "rate3-seed1", "rate4-seed1"]]
+    weights = "{runs}/rate%s-seed{seed}/weights"
+    after_1, also_after_1, after_3 = ({"rate": [r], "weights": weights % of} for r, of in ((3, 1), (4, 1), (5, 3)))
+    anywhere = {"rate": [6], "weights": "{runs}"}
+    main(sweep_of([{"rate": [1]}, after_1, also_after_1, after_3, {"rate": [2]}, anywhere], seeds=2))
+    assert together == [
+        ["rate1-seed0", "rate2-seed0", "rate1-seed1", "rate2-seed1"],
+        ["rate3-seed0", "rate4-seed0", "rate3-seed1", "rate4-seed1"],
+        ["rate5-seed0", "rate5-seed1"],
+        ["rate6-seed0", "rate6-seed1"],
+    ]
 
 
 def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
