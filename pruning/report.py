@@ -84,7 +84,7 @@ class Run:
         """When it pruned, over what fraction of the fine-tuning if unusual, what came back, what it learnt from."""
         metrics = self.metrics
         usual = metrics.schedule != "gradual" or metrics.gradual_fraction == Settings.gradual_fraction
-        when = metrics.schedule + ("" if usual else f" over {metrics.gradual_fraction:g}")
+        when = metrics.schedule + ("" if usual else f" (fraction {metrics.gradual_fraction:g})")
         parts = [when, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
         return ", ".join(filter(None, parts))
 

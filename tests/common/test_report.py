@@ -166,7 +166,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     assert "dense control, trained as long: 90.00 % (1 seed)" in other
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
-    assert "| lamp | gradual over 0.9 | 95.0 % | 2 | 10.00 | −79.00 [−80.00, −78.00] |  |" in text
+    assert "| lamp | gradual (fraction 0.9) | 95.0 % | 2 | 10.00 | −79.00 [−80.00, −78.00] |  |" in text
     assert "| 20.00 |" not in text
     assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |  |" in text
     assert (
