@@ -72,7 +72,7 @@ def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: 
 
 
 def guarded(
-    command: Callable[[], None], interrupted: str = "--resume RUN_DIR continues from the last checkpoint"
+    command: Callable[[], None], interrupted: str = "--resume RUN_DIR goes on from its last checkpoint, if it has one"
 ) -> None:
     """Runs `command` and turns expected failures into one line on standard error and an exit status."""
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from common.plotting import COLOURS, MARKERS, figure
@@ -77,6 +77,7 @@ def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Ma
             counts = torch.histogram(values, edges).hist
             axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=colour, alpha=0.6, label=label)
         axes.set_title(f"{name}: {kept.numel() / dense.numel():.2%} kept")
+        axes.locator_params(axis="x", nbins=5)  # more run into one another
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.set_xlabel("weight")
     panels[0].legend()
@@ -125,8 +126,9 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
             [index + 0.2 for index in range(len(times))], ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"]
         )
     time.set(ylabel="measured time, relative to dense", yscale="log")
+    time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     time.yaxis.set_major_formatter("{x:g}")
-    time.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 2, 3, 6 where the axis is that short
+    time.yaxis.set_minor_formatter(NullFormatter())
     time.legend(loc="upper left")
     return sheet
 

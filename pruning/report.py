@@ -168,32 +168,68 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     return [group for group in groups.values() if len({run.sparsity for run in group}) > 1]
 
 
+BySeed = dict[int, Run]
+
+
 def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     """Returns the curve of every allocation and schedule, and what each loses against the dense control.
 
     Arms that were distilled are compared with the control that was distilled alike as well, where there is one.
     """
-    arms: dict[figures.Rule, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    controls: dict[str, dict[int, Run]] = defaultdict(dict)
+    arms: dict[tuple[figures.Rule, float], BySeed] = defaultdict(dict)
+    controls: dict[str, BySeed] = defaultdict(dict)
     again = []
     for run in group:
-        arm = arms[run.metrics.allocation, run.schedule][run.sparsity] if run.sparsity else controls[run.taught]
+        rule = run.metrics.allocation, run.schedule
+        arm = arms[rule, run.sparsity] if run.sparsity else controls[run.taught]
         if arm.setdefault(run.metrics.seed, run) is not run:
             again.append(run.folder.label)
-    distilled = bool(controls.keys() - {""})
+    arms, controls = dict(sorted(arms.items())), dict(sorted(controls.items()))  # the plain control first
+    repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
+    where = f": {group[0].study}" if group[0].study != "." else ""
+    first = group[0].metrics
+    on = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
+    return [
+        f"# Accuracy against sparsity{where}",
+        curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}"),
+        losses_of(arms, controls, on),
+        *repeats,
+    ]
+
+
+def curves_of(
+    arms: Mapping[tuple[figures.Rule, float], BySeed], controls: Mapping[str, BySeed], caption: str
+) -> Picture:
+    """Returns the figure of every rule's accuracy over sparsity, and of the controls'."""
     curves: dict[figures.Rule, list[tuple[float, stats.Interval]]] = defaultdict(list)
+    for (rule, sparsity), by_seed in arms.items():
+        curves[rule].append((sparsity, _accuracy(by_seed)))
+    levels = {control_name(taught): _accuracy(by_seed) for taught, by_seed in controls.items()}
+    figure = figures.accuracy_against_sparsity(curves, levels, caption)
+    many = " and of ".join(
+        counted(len(by_seed), "dense control") + (f" with {taught}" if taught else "")
+        for taught, by_seed in controls.items()
+    )
+    text = CURVES + (f"; grey: the mean of {many}" if controls else "")
+    text += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
+    fewest = min(map(len, arms.values()), default=0)
+    if any(len(by_seed) > fewest for by_seed in controls.values()):
+        text += " Arms of fewer seeds than the control: the table compares them with the control of their own seeds."
+    return Picture(text, figure)
+
+
+def losses_of(arms: Mapping[tuple[figures.Rule, float], BySeed], controls: Mapping[str, BySeed], caption: str) -> Table:
+    """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves."""
+    distilled = bool(controls.keys() - {""})
     rows = []
-    points = [(rule, *point) for rule, by_sparsity in sorted(arms.items()) for point in sorted(by_sparsity.items())]
-    for rule, sparsity, by_seed in points:
-        accuracy = _accuracy(by_seed)
-        curves[rule].append((sparsity, accuracy))
+    for (rule, sparsity), by_seed in arms.items():
         taught = next(iter(by_seed.values())).taught
         rows.append(
             [
                 *rule,
                 percent(sparsity, 1),
                 str(len(by_seed)),
-                accuracy_text(accuracy),
+                accuracy_text(_accuracy(by_seed)),
                 _against(by_seed, controls.get("", {})),
                 *([_against(by_seed, controls.get(taught, {})) if taught else ""] if distilled else []),
                 f"{_mean(by_seed, 'compression_ratio'):.1f}×",
@@ -203,27 +239,15 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
     head += ["against dense, distilled alike [points]"] if distilled else []
-    first = group[0].metrics
-    text = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
-    levels = {}
-    for taught, runs in sorted(controls.items()):  # the plain one first
-        name = ", ".join(filter(None, ["trained as long", taught]))
-        levels[name] = _accuracy(runs)
-        text += f"; dense control, {name}: {accuracy_text(levels[name])} % ({counted(len(runs), 'seed')})"
-    figure = figures.accuracy_against_sparsity(curves, levels, f"{data.caption(first.dataset)}, {training(first)}")
-    many = " and of ".join(
-        counted(len(runs), "dense control") + (f" with {taught}" if taught else "")
-        for taught, runs in sorted(controls.items())
-    )
-    caption = CURVES + (f"; grey: the mean of {many}" if controls else "")
-    caption += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
-    fewest = min((len(by_seed) for by_sparsity in arms.values() for by_seed in by_sparsity.values()), default=0)
-    if any(len(runs) > fewest for runs in controls.values()):
-        caption += " Arms of fewer seeds than the control: the table compares them with the control of their own seeds."
-    table = Table([*head, "compression", "multiply-adds", "file"], rows, f"{text}. Differences seed by seed; {BOLD}.")
-    repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
-    where = f": {group[0].study}" if group[0].study != "." else ""
-    return [f"# Accuracy against sparsity{where}", Picture(caption, figure), table, *repeats]
+    for taught, by_seed in controls.items():
+        seeds = counted(len(by_seed), "seed")
+        caption += f"; dense control, {control_name(taught)}: {accuracy_text(_accuracy(by_seed))} % ({seeds})"
+    return Table([*head, "compression", "multiply-adds", "file"], rows, f"{caption}. Differences seed by seed; {BOLD}.")
+
+
+def control_name(taught: str) -> str:
+    """Returns what a dense control is called, after how it was taught."""
+    return ", ".join(filter(None, ["trained as long", taught]))
 
 
 def _accuracy(runs: Mapping[int, Run]) -> stats.Interval:
