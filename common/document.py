@@ -140,8 +140,13 @@ def _inline(text: str) -> str:
 def _table_html(table: Table) -> str:
     caption = f"<caption>{_inline(table.caption)}</caption>" if table.caption else ""
     head = "".join(f'<th scope="col"><button>{_inline(cell)}</button></th>' for cell in table.head)
-    body = "".join("<tr>" + "".join(f"<td>{_inline(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
+    body = "".join("<tr>" + "".join(map(_cell_html, row)) + "</tr>\n" for row in table.rows)
     return f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _cell_html(cell: str) -> str:
+    kind = ' class="number"' if re.match(r"\**[+−]?\d", cell) else ""  # a number stays on one line
+    return f"<td{kind}>{_inline(cell)}</td>"
 
 
 def _picture_html(picture: Picture) -> str:

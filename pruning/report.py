@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import data, stats
-from common.document import Block, Picture, Section, captioned, run_details, stand_in_warning
+from common.document import Block, Details, Picture, Section, captioned, run_details, stand_in_warning
 from common.folders import Folder, usable
 from common.tables import BOLD, Table, counted, difference
 from pruning import figures
@@ -123,14 +123,24 @@ def section(folders: Sequence[Folder]) -> Section:
             *stand_in_warning(main.folder),
         ]
         blocks += [captioned(path, CAPTIONS) for path in shown if path.exists()]
-    for group in comparable(runs):
-        blocks += accuracy_against_sparsity(group)
+    groups = comparable(runs)
+    for group in groups:
+        blocks += accuracy_against_sparsity(group, peculiar(group, groups))
     if runs:
-        blocks += ["# All pruning runs", Table(HEAD, [row(run) for run in runs])]
-        blocks += [run_details(run.folder, CAPTIONS, shown) for run in runs]
+        studies = dict.fromkeys(group[0].study for group in groups)
+        blocks += ["# All pruning runs", *listed([run for run in runs if run.study not in studies], shown)]
+        for study in studies:
+            of_it = [run for run in runs if run.study == study]
+            blocks.append(Details(f"{study}: {counted(len(of_it), 'run')}", listed(of_it, shown)))
     else:
         blocks.append("No finished run yet: `python pruning/run.py`.")
     return Section("Pruning", blocks)
+
+
+def listed(runs: Sequence[Run], shown: Sequence[Path]) -> list[Block]:
+    """Returns a table of runs and the details of each, without the figures in `shown`."""
+    table = [Table(HEAD, [row(run) for run in runs])] if runs else []
+    return [*table, *(run_details(run.folder, CAPTIONS, shown) for run in runs)]
 
 
 def likeness(run: Run) -> tuple[bool, bool, int, int]:
@@ -168,12 +178,20 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     return [group for group in groups.values() if len({run.sparsity for run in group}) > 1]
 
 
+def peculiar(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
+    """Returns the settings of a group's training that not all groups share, but for the epochs, which stand beside."""
+    shared = set.intersection(*(set(other[0].recipe) for other in groups))
+    beside = {"epochs", "finetune_epochs", "name", "source"}
+    return ", ".join(s for s in group[0].recipe[1:] if s not in shared and s.split()[0] not in beside)
+
+
 BySeed = dict[int, Run]
 
 
-def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
+def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block]:
     """Returns the curve of every allocation and schedule, and what each loses against the dense control.
 
+    `settings` are those of its training that need telling.
     Arms that were distilled are compared with the control that was distilled alike as well, where there is one.
     """
     arms: dict[tuple[figures.Rule, float], BySeed] = defaultdict(dict)
@@ -188,11 +206,12 @@ def accuracy_against_sparsity(group: Sequence[Run]) -> list[Block]:
     repeats = [f"Left out, because an arm and seed are there twice: {', '.join(again)}."] if again else []
     where = f": {group[0].study}" if group[0].study != "." else ""
     first = group[0].metrics
-    on = f"{training(first)}, on {' and '.join(sorted({run.metrics.device for run in group}))}"
+    devices = " and ".join(sorted({run.metrics.device for run in group}))
+    recipe = ", ".join(filter(None, [training(first), settings, f"on {devices}"]))
     return [
         f"# Accuracy against sparsity{where}",
         curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}"),
-        losses_of(arms, controls, on),
+        losses_of(arms, controls, recipe),
         *repeats,
     ]
 

@@ -158,12 +158,15 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
             (folder / "metrics.json").write_text(json.dumps(metrics))
     shutil.copytree(tmp_path / "pruning" / "lamp-0", tmp_path / "sweep" / "lamp-0")  # another study: other networks
     shutil.copytree(tmp_path / "pruning" / "dense-1", tmp_path / "sweep" / "dense-1")
+    for config in (tmp_path / "sweep").rglob("config.yaml"):
+        config.write_text(config.read_text().replace("label_smoothing: 0.2", "label_smoothing: 0.3"))
     main(Report(tmp_path, format="md"))
     text = (tmp_path / "report.md").read_text()
     own, other = text.split("### Accuracy against sparsity: sweep")
     assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in own
     assert "grey: the mean of 2 dense controls and of 2 dense controls with distillation 0.9 (T 2)" in own
-    assert "dense control, trained as long: 90.00 % (1 seed)" in other
+    assert "fine-tuning, label_smoothing 0.3, on cpu; dense control, trained as long: 90.00 % (1 seed)" in other
+    assert "fine-tuning, label_smoothing 0.2, on cpu; dense control" in own
     assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
     assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
     assert "| lamp | gradual (fraction 0.9) | 95.0 % | 2 | 10.00 | −79.00 [−80.00, −78.00] |  |" in text
