@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # loads scipy.stats, most of a second, when it is first used
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
 Sample = NDArray[np.float64]
 FEWEST = 5  # values that an interval needs before anything is concluded from it
@@ -67,7 +67,7 @@ def interquartile_mean(
     """
 
     def middle(*tasks: Sample, axis: int = -1) -> Any:
-        return trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
+        return scipy.stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
 
     tasks = [values] if np.ndim(values[0]) == 0 else values
     return _bootstrapped(tasks, middle, confidence, resamples)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def probability_of_improvement(
 
 
 def _share_of_wins(one: Sample, other: Sample, axis: int) -> Any:
-    wins = mannwhitneyu(one, other, axis=axis, method="asymptotic").statistic
+    wins = scipy.stats.mannwhitneyu(one, other, axis=axis, method="asymptotic").statistic
     return wins / (one.shape[axis] * other.shape[axis])
 
 
@@ -112,7 +112,7 @@ def _bootstrapped(
     fewest = min(map(len, arrays))
     if fewest < 2 or all(np.ptp(array) == 0 for array in arrays):
         return Interval(estimate, estimate, estimate, fewest)
-    drawn = bootstrap(
+    drawn = scipy.stats.bootstrap(
         arrays, statistic, n_resamples=resamples, confidence_level=confidence, method="percentile", rng=0
     ).confidence_interval
     return Interval(estimate, float(drawn.low), float(drawn.high), fewest)

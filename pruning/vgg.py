@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from common.convolution import MatrixConv2d
+
+# Channels of the convolutions, None for a pooling: configuration A, table 1.
+LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
 class VGG11(nn.Module):
@@ -14,10 +16,19 @@ class VGG11(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.features = make_layers(cfgs["A"], batch_norm=True)
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in LAYERS:
+            if width is None:
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
         for index in (15, 18, 22, 25):  # the four that see 4×4 and 2×2 maps
-            inputs, outputs = self.features[index].in_channels, self.features[index].out_channels
-            self.features[index] = MatrixConv2d(inputs, outputs, kernel_size=3, padding=1)
+            plain = layers[index]
+            assert isinstance(plain, nn.Conv2d)
+            layers[index] = MatrixConv2d(plain.in_channels, plain.out_channels, kernel_size=3, padding=1)
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(512, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()
