@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -38,7 +39,7 @@ class Sweep:
     file: tyro.conf.Positional[Path]
     """The sweep file; configs/pruning/study.yaml is an example."""
     results_dir: Path | None = None
-    """Folder for the runs and the table; none means results/sweeps/<name of the file>."""
+    """Folder for the runs and the table; none means results/sweeps/<name of the file>, with -smoke-test behind it."""
     data_dir: Path | None = None
     """Folder with the data sets, for every run."""
     processes: Annotated[int, Ge(1)] | None = None
@@ -75,11 +76,13 @@ def main(sweep: Sweep) -> None:
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
     seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
-    results = sweep.results_dir or Path("results") / "sweeps" / sweep.file.stem
+    results = sweep.results_dir or default_folder(sweep)
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own
     work = Work(file.script if sweep.ray else str(ROOT / file.script), Path(file.script).parent.name, results)
     try:
-        stages = in_stages([arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids])
+        grids = [arms(file, grid, smoke_test=sweep.smoke_test) for grid in file.grids]
+        require_known_runs(grids, seeds, results / work.task)
+        stages = in_stages(grids)
         everything = [arm for stage in stages for arm in stage]
         require_distinct([arm.name for arm in everything], file.baseline)
         require_sensible_settings(file.script, everything, seeds, results / work.task)
@@ -105,6 +108,23 @@ def main(sweep: Sweep) -> None:
     print(results)
     if failed:
         raise JobsFailed(failed, len(everything) * len(seeds))
+
+
+def default_folder(sweep: Sweep) -> Path:
+    """Returns where a sweep goes that was not told: its smoke test keeps out of the folder of the real one."""
+    return Path("results") / "sweeps" / (sweep.file.stem + "-smoke-test" * sweep.smoke_test)
+
+
+def require_known_runs(grids: Sequence[Sequence[Arm]], seeds: Sequence[int], runs: Path) -> None:
+    """Raises UsageError for a file `{runs}/<run>/…` of a run that no grid before it makes and that is not there."""
+    known: set[str] = set()
+    for grid in grids:
+        for value in (value for arm in grid for value in arm.settings.values() if isinstance(value, str)):
+            for seed in seeds:
+                named = re.search(r"\{runs\}/([^/]+)", value.replace("{seed}", str(seed)))
+                if named and named[1] not in known and not Path(filled(value, seed, str(runs))).exists():
+                    raise UsageError(f"{value}: no grid before it has a run {named[1]}")
+        known |= {run_name(arm, seed) for arm in grid for seed in seeds}
 
 
 def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:

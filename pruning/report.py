@@ -171,11 +171,15 @@ def training(metrics: Metrics) -> str:
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns the groups of runs of one study with the same data and recipe, those with several sparsities."""
+    """Returns the groups of runs of one study with the same data and recipe, those with something to compare."""
     groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.recipe].append(run)
-    return [group for group in groups.values() if len({run.sparsity for run in group}) > 1]
+    return [
+        group
+        for group in groups.values()
+        if len({(run.metrics.allocation, run.schedule, run.sparsity) for run in group}) > 1
+    ]
 
 
 def peculiar(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:

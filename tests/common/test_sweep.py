@@ -19,7 +19,7 @@ import common.sweep
 from common.errors import RunError, UsageError
 from common.grid import arm_name, arms, read
 from common.jobs import Job, JobsFailed, Place, Work, run_jobs
-from common.sweep import Sweep, main
+from common.sweep import Sweep, default_folder, main
 
 # A script that keeps the run contract in a line each; `--rate 9` fails, and a run waits while a file `wait` is there.
 SCRIPT = """
@@ -120,6 +120,28 @@ def test_a_grid_waits_only_for_the_runs_whose_files_it_takes(
         ["rate5-seed0", "rate5-seed1"],
         ["rate6-seed0", "rate6-seed1"],
     ]
+
+
+@pytest.mark.parametrize("file", ["rate9-seed{seed}/weights", "rate1-seed7/weights", "rate3-seed{seed}/weights"])
+def test_a_file_of_a_run_that_nothing_before_makes_is_refused(
+    sweep_of: Callable[..., Sweep], tmp_path: Path, file: str
+) -> None:
+    later = {"rate": [3], "weights": f"{{runs}}/{file}"}
+    with pytest.raises(UsageError, match=r"weights: no grid before it has a run rate\d-seed\d"):
+        main(sweep_of([{"rate": [1]}, later, {"rate": [9]}], seeds=2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_another_sweep_left_there_may_be_taken(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    (tmp_path / "out" / "toy" / "rate9-seed0").mkdir(parents=True)
+    (tmp_path / "out" / "toy" / "rate9-seed0" / "weights").touch()
+    main(sweep_of([{"rate": [1], "weights": "{runs}/rate9-seed{seed}/weights"}]))
+    assert {row["state"] for row in table(tmp_path)} == {"finished"}
+
+
+def test_the_smoke_test_keeps_out_of_the_folder_of_the_real_sweep() -> None:
+    folders = [default_folder(Sweep(Path("configs/study.yaml"), smoke_test=smoke)) for smoke in (False, True)]
+    assert folders == [Path("results/sweeps/study"), Path("results/sweeps/study-smoke-test")]
 
 
 def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
