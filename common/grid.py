@@ -1,4 +1,4 @@
-"""The sweep file: which script, which settings, which seeds, and the arms that follow."""
+"""The sweep file: which script, which settings, which seeds; the arms that follow, and what waits for what."""
 
 from __future__ import annotations
 
@@ -112,3 +112,51 @@ def require_distinct(names: Sequence[str], baseline: str | None) -> None:
         raise UsageError(f"grids: two arms are called {twice}; put the values that tell them apart in lists")
     if baseline is not None and baseline not in names:
         raise UsageError(f"baseline {baseline}: no such arm; there are {', '.join(names)}")
+
+
+def require_known_runs(grids: Sequence[Sequence[Arm]], seeds: Sequence[int], runs: Path) -> None:
+    """Raises UsageError for a file `{runs}/<run>/…` of a run that no grid before it makes and that is not there.
+
+    A run that has begun is left to the script: it may have what it took.
+    """
+    known: set[str] = set()
+    for grid in grids:
+        for arm, seed in ((arm, seed) for arm in grid for seed in seeds):
+            if (runs / run_name(arm, seed) / "config.yaml").exists():
+                continue
+            for value in arm.settings.values():
+                named = re.search(r"\{runs\}/([^/]+)", str(filled(value, seed)))
+                if named and named[1] not in known and not Path(filled(value, seed, str(runs))).exists():
+                    raise UsageError(f"{value}: no grid before it has a run {named[1]}")
+        known |= {run_name(arm, seed) for arm in grid for seed in seeds}
+
+
+def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
+    """Returns the arms that run beside one another, a stage when those before it have ended.
+
+    A grid that takes a file of an earlier arm, `{runs}/<arm>-seed…`, comes in the stage after that arm's.
+    """
+    stages: list[list[Arm]] = []
+    stage_of: dict[str, int] = {}
+    for grid in grids:
+        needed = [
+            # A file that names no arm may be of any.
+            max((stage for name, stage in stage_of.items() if f"{{runs}}/{name}-seed" in file), default=len(stages) - 1)
+            for file in (str(value) for arm in grid for value in arm.settings.values())
+            if "{runs}" in file
+        ]
+        stage = max(needed, default=-1) + 1
+        stages += [[] for _ in range(stage + 1 - len(stages))]
+        stages[stage] += grid
+        stage_of |= {arm.name: stage for arm in grid}
+    return [stage for stage in stages if stage]
+
+
+def run_name(arm: Arm, seed: int) -> str:
+    """Returns the name of a run's folder."""
+    return f"{arm.name}-seed{seed}"
+
+
+def filled(value: Any, seed: int, runs: str = "{runs}") -> Any:
+    """Returns a setting with `{seed}` and `{runs}` in its text replaced."""
+    return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value

@@ -12,7 +12,6 @@ import importlib
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -25,7 +24,7 @@ from common.cluster import on_ray
 from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, read_metrics, write_atomically
-from common.grid import Arm, SweepFile, arms, read, require_distinct
+from common.grid import Arm, SweepFile, arms, filled, in_stages, read, require_distinct, require_known_runs, run_name
 from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
@@ -39,7 +38,7 @@ class Sweep:
     file: tyro.conf.Positional[Path]
     """The sweep file; configs/pruning/study.yaml is an example."""
     results_dir: Path | None = None
-    """Folder for the runs and the table; none means results/sweeps/<name of the file>, with -smoke-test behind it."""
+    """Folder for the runs and the table; none means results/sweeps/NAME, for a smoke test NAME-smoke-test."""
     data_dir: Path | None = None
     """Folder with the data sets, for every run."""
     processes: Annotated[int, Ge(1)] | None = None
@@ -115,39 +114,6 @@ def default_folder(sweep: Sweep) -> Path:
     return Path("results") / "sweeps" / (sweep.file.stem + "-smoke-test" * sweep.smoke_test)
 
 
-def require_known_runs(grids: Sequence[Sequence[Arm]], seeds: Sequence[int], runs: Path) -> None:
-    """Raises UsageError for a file `{runs}/<run>/…` of a run that no grid before it makes and that is not there."""
-    known: set[str] = set()
-    for grid in grids:
-        for value in (value for arm in grid for value in arm.settings.values() if isinstance(value, str)):
-            for seed in seeds:
-                named = re.search(r"\{runs\}/([^/]+)", value.replace("{seed}", str(seed)))
-                if named and named[1] not in known and not Path(filled(value, seed, str(runs))).exists():
-                    raise UsageError(f"{value}: no grid before it has a run {named[1]}")
-        known |= {run_name(arm, seed) for arm in grid for seed in seeds}
-
-
-def in_stages(grids: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
-    """Returns the arms that run beside one another, a stage when those before it have ended.
-
-    A grid that takes a file of an earlier arm, `{runs}/<arm>-seed…`, comes in the stage after that arm's.
-    """
-    stages: list[list[Arm]] = []
-    stage_of: dict[str, int] = {}
-    for grid in grids:
-        needed = [
-            # A file that names no arm may be of any.
-            max((stage for name, stage in stage_of.items() if f"{{runs}}/{name}-seed" in file), default=len(stages) - 1)
-            for file in (str(value) for arm in grid for value in arm.settings.values())
-            if "{runs}" in file
-        ]
-        stage = max(needed, default=-1) + 1
-        stages += [[] for _ in range(stage + 1 - len(stages))]
-        stages[stage] += grid
-        stage_of |= {arm.name: stage for arm in grid}
-    return [stage for stage in stages if stage]
-
-
 def require_sensible_settings(script: str, everything: Sequence[Arm], seeds: Sequence[int], runs: Path) -> None:
     """Raises UsageError where `script`, one of this project, would refuse a run: before the first one begins.
 
@@ -211,16 +177,6 @@ def place(sweep: Sweep, processes: int) -> Place:
     if sweep.ray is not None:
         return on_ray(sweep.ray, cpus=sweep.threads or 1, gpus=sweep.gpus)
     return here(processes)
-
-
-def run_name(arm: Arm, seed: int) -> str:
-    """Returns the name of a run's folder."""
-    return f"{arm.name}-seed{seed}"
-
-
-def filled(value: Any, seed: int, runs: str = "{runs}") -> Any:
-    """Returns a setting with `{seed}` and `{runs}` in its text replaced."""
-    return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value
 
 
 def job(arm: Arm, seed: int, sweep: Sweep, work: Work, processes: int) -> Job:

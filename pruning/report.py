@@ -101,6 +101,9 @@ class Run:
         return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **images}.items())))
 
 
+BySeed = dict[int, Run]  # the runs of an arm
+
+
 def section(folders: Sequence[Folder]) -> Section:
     """Returns what the reference study did, what we measured, the comparison of allocations, and every run."""
     ours = [folder for folder in folders if "allocation" in folder.settings]
@@ -187,9 +190,6 @@ def peculiar(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
     shared = set.intersection(*(set(other[0].recipe) for other in groups))
     beside = {"epochs", "finetune_epochs", "name", "source"}
     return ", ".join(s for s in group[0].recipe[1:] if s not in shared and s.split()[0] not in beside)
-
-
-BySeed = dict[int, Run]
 
 
 def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block]:

@@ -135,8 +135,11 @@ def test_a_file_of_a_run_that_nothing_before_makes_is_refused(
 def test_a_file_that_another_sweep_left_there_may_be_taken(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     (tmp_path / "out" / "toy" / "rate9-seed0").mkdir(parents=True)
     (tmp_path / "out" / "toy" / "rate9-seed0" / "weights").touch()
-    main(sweep_of([{"rate": [1], "weights": "{runs}/rate9-seed{seed}/weights"}]))
+    sweep = sweep_of([{"rate": [1], "weights": "{runs}/rate9-seed{seed}/weights"}])
+    main(sweep)
     assert {row["state"] for row in table(tmp_path)} == {"finished"}
+    shutil.rmtree(tmp_path / "out" / "toy" / "rate9-seed0")
+    main(sweep)  # nothing is left to do: nobody misses it
 
 
 def test_the_smoke_test_keeps_out_of_the_folder_of_the_real_sweep() -> None:
