@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from turns import Side, serve
 
 from common import data
-from common.adam import Adam
 from common.cli import RunSettings
 from common.device import peak_memory, resolve_precision, set_up, synchronize
 from common.experiment import Run
+from common.fast.adam import Adam
 from common.training import Recipe, fit, triangular
 from vae import models, objective
 from vae.settings import Settings as VaeSettings

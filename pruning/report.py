@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common import data, stats
-from common.document import Block, Details, Picture, Section, captioned, run_details, stand_in_warning
-from common.folders import Folder, usable
+from common.report.document import Block, Details, Picture, Section, captioned, run_details, stand_in_warning
+from common.report.folders import Folder, usable
 from common.tables import BOLD, Table, counted, difference
 from pruning import figures
 from pruning.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.convolution import MatrixConv2d
+from common.fast.convolution import MatrixConv2d
 
 # Channels of the convolutions, None for a pooling: configuration A, table 1.
 LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)

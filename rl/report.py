@@ -6,10 +6,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from common.document import Block, Picture, Section, run_details
 from common.errors import RunError
-from common.folders import Folder, usable
 from common.plotting import COLOURS
+from common.report.document import Block, Picture, Section, run_details
+from common.report.folders import Folder, usable
 from common.stats import Interval
 from common.tables import Table, difference
 from rl import compare

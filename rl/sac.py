@@ -12,8 +12,8 @@ from typing import NamedTuple, assert_never
 import torch
 from torch import Tensor, nn
 
-from common.adam import Adam
 from common.device import resolve_precision
+from common.fast.adam import Adam
 from rl.icm import IntrinsicCuriosity, RandomDistillation, RunningMoments, Surprise
 from rl.networks import Actor, TwinCritic
 from rl.replay import Batch

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from common.adam import Adam
 from common.data import Augmentation, Dataset, Split
 from common.device import one_thread, random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
+from common.fast.adam import Adam
 from common.files import load_weights, save_weights, write_atomically
 from common.training import Recipe, accuracy, fit, triangular
 from vae import metrics

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.document import Block, Section, captioned, run_details, stand_in_warning
-from common.folders import Folder, usable
+from common.report.document import Block, Section, captioned, run_details, stand_in_warning
+from common.report.folders import Folder, usable
 from common.stats import FEWEST, Interval, number
 from common.tables import Table, counted, difference
 from vae.priors import prior_label

@@ -23,7 +23,7 @@ from common.device import set_up
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, read_metrics, write_atomically
-from common.jobs import Job, Work, at_once, here, options, run_jobs, threads_each
+from common.sweep.jobs import Job, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 from vae import figures, objective, samplers
 from vae.classifier import judge

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from common import cli, data
-from common.adam import Adam
 from common.device import random_stream, set_up, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
+from common.fast.adam import Adam
 from common.training import Recipe, fit, triangular
 from vae import figures, models, objective, samplers
 from vae.classifier import judge, reference_rows

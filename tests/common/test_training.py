@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.adam import Adam
 from common.cli import RunSettings
 from common.errors import RunError
 from common.experiment import Run
+from common.fast.adam import Adam
 from common.files import load_state, save_state
 from common.training import BatchLoss, Recipe, TrainState, accuracy, fit, triangular
 

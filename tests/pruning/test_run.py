@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from common import cli, grid
+from common import cli
 from common.files import load_weights, save_weights
-from common.jobs import options
+from common.sweep import grid
+from common.sweep.jobs import options
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse

@@ -6,7 +6,7 @@ import pytest
 from joblib import cpu_count
 
 from common.errors import RunError
-from common.jobs import Job, Work, at_once, here, options, run_jobs
+from common.sweep.jobs import Job, Work, at_once, here, options, run_jobs
 
 SCRIPT = """
 import pathlib, sys

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from common.report import Report, main
+from common.report.command import Report, main
 from common.tables import Table
 
-REFERENCE = Path(__file__).resolve().parent.parent.parent / "results" / "reference"
+REFERENCE = Path(__file__).resolve().parents[3] / "results" / "reference"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.adam import Adam
+from common.fast.adam import Adam
 
 
 def parameters() -> list[nn.Parameter]:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-import common.sweep
+import common.sweep.command
 from common.errors import RunError, UsageError
-from common.grid import arm_name, arms, read
-from common.jobs import Job, JobsFailed, Place, Work, run_jobs
-from common.sweep import Sweep, default_folder, main
+from common.sweep.command import Sweep, default_folder, main
+from common.sweep.grid import arm_name, arms, read
+from common.sweep.jobs import Job, JobsFailed, Place, Work, run_jobs
 
 # A script that keeps the run contract in a line each; `--rate 9` fails, and a run waits while a file `wait` is there.
 SCRIPT = """
@@ -109,7 +109,7 @@ def test_a_grid_waits_only_for_the_runs_whose_files_it_takes(
         together.append([job.name for job in jobs])
         return run_jobs(work, jobs, place)
 
-    monkeypatch.setattr(common.sweep, "run_jobs", watched)
+    monkeypatch.setattr(common.sweep.command, "run_jobs", watched)
     weights = "{runs}/rate%s-seed{seed}/weights"
     after_1, also_after_1, after_3 = ({"rate": [r], "weights": weights % of} for r, of in ((3, 1), (4, 1), (5, 3)))
     anywhere = {"rate": [6], "weights": "{runs}"}

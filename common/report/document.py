@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from common.files import git_commit, write_atomically
-from common.folders import Folder
 from common.plotting import png_bytes
+from common.report.folders import Folder
 from common.tables import Table
 
 
@@ -91,7 +91,7 @@ def run_link(folder: Folder) -> str:
 def as_html(sections: Sequence[Section]) -> str:
     """Returns the page; it loads nothing from anywhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         sections=[(anchor(s.title), s.title, Markup(_blocks_html(s.blocks))) for s in sections],
         commit=(git_commit() or "")[:8],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.convolution import MatrixConv2d, MatrixConvTranspose2d, overlap_add, patches
+from common.fast.convolution import MatrixConv2d, MatrixConvTranspose2d, overlap_add, patches
 
 SHAPES = [
     (5, 3, 1, 7),

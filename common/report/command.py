@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import tyro
 
-from common import cli
-from common.document import Block, Section, as_html, as_markdown, details_in, run_link
 from common.errors import UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
-from common.folders import Folder, find
+from common.report.document import Block, Section, as_html, as_markdown, details_in, run_link
+from common.report.folders import Folder, find
 from common.tables import Table, counted, parse
 
 
@@ -131,7 +130,3 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-if __name__ == "__main__":
-    cli.command(main, Report)

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from common import cli
-from common.folders import find, usable
-from common.report import Report, duration, main
+from common.report.command import Report, duration, main
+from common.report.folders import find, usable
 from common.stats import Interval
 from common.tables import Table, parse
-from tests.common.conftest import REFERENCE, edit
+from tests.common.report.conftest import REFERENCE, edit
 from vae.report import verdict
 
 

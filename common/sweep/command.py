@@ -20,12 +20,22 @@ import tyro
 from annotated_types import Ge
 
 from common import cli, stats
-from common.cluster import on_ray
 from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import ROOT, read_metrics, write_atomically
-from common.grid import Arm, SweepFile, arms, filled, in_stages, read, require_distinct, require_known_runs, run_name
-from common.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
+from common.sweep.cluster import on_ray
+from common.sweep.grid import (
+    Arm,
+    SweepFile,
+    arms,
+    filled,
+    in_stages,
+    read,
+    require_distinct,
+    require_known_runs,
+    run_name,
+)
+from common.sweep.jobs import Job, JobsFailed, Place, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
 
 OF_THE_MACHINE = ("threads", "seconds", "peak_memory_bytes")  # figures in metrics.json that are no result
@@ -273,7 +283,3 @@ def tables(outcomes: Sequence[Outcome], columns: Sequence[str], baseline: str | 
 
 def _cell(values: Sequence[float], text: Callable[[stats.Interval], str] = str) -> str:
     return text(stats.mean(values)) if values and all(map(math.isfinite, values)) else ""
-
-
-if __name__ == "__main__":
-    cli.command(main, Sweep)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from common.errors import RunError, UsageError
 from common.files import ROOT
-from common.jobs import Job, Place, Work
+from common.sweep.jobs import Job, Place, Work
 
 NODE_DIES = 10.0  # seconds within which a worker follows its node
 NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the nodes, with the code

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from common.cluster import on_ray
 from common.errors import RunError
 from common.files import ROOT
-from common.jobs import Job, Work
+from common.sweep.cluster import on_ray
+from common.sweep.jobs import Job, Work
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements-ray.txt")
 
@@ -114,7 +114,7 @@ def test_where_the_folder_is_not_shared_the_run_comes_back(
 ) -> None:
     node = cluster.add_node(num_cpus=1)
     (tmp_path / "toy" / "go").touch()
-    monkeypatch.setattr("common.cluster.shared_marker", lambda folder: tmp_path / "on another machine")
+    monkeypatch.setattr("common.sweep.cluster.shared_marker", lambda folder: tmp_path / "on another machine")
     work, job = Work(str(toy), "toy", tmp_path / "out"), Job("rate1", {"rate": 1, "seed": 0})
     assert list(on_ray(cluster.address, cpus=1, gpus=0)(work, [job])) == [(job, 0)]
     assert json.loads((work.folder(job) / "metrics.json").read_text())["loss"] == 1

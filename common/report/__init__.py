@@ -1,0 +1,1 @@
+"""One page of everything a results folder holds: `python -m common.report RESULTS`."""
