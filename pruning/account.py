@@ -1,4 +1,4 @@
-"""What pruning saved: weights, multiply-adds, bytes, and the time a batch really takes."""
+"""What pruning saved: weights, multiply-adds, bytes, and the measured time of a batch."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data import Dataset
 from common.device import synchronize
+from pruning import evaluate, sparse_file
 from pruning.masks import Masks
 from pruning.vgg import VGG11, prunable_layers
 
 
 @torch.inference_mode()
 def output_positions(model: VGG11, image: Tensor) -> dict[str, int]:
-    """Returns the height times width of each convolution's output for an input `(1, C, H, W)`."""
+    """Returns the height times the width of each convolution's output, for an image `(1, C, H, W)`."""
     positions = {}
     for index, module in enumerate(model.features):
-        image = module(image) if not isinstance(module, nn.BatchNorm2d) else image  # statistics stay untouched
+        image = module(image) if not isinstance(module, nn.BatchNorm2d) else image  # its statistics would change
         if isinstance(module, nn.Conv2d):
             positions[f"features.{index}"] = image.shape[2] * image.shape[3]
     return positions
 
 
 def layer_table(model: VGG11, masks: Masks, image: Tensor) -> list[dict[str, Any]]:
-    """Returns per convolution: name, sparsity, weights, nonzero, and multiply-adds for one image dense and after."""
+    """Returns a row for each convolution: name, sparsity, weights, nonzero, and its multiply-adds before and after.
+
+    The multiply-adds are those for one image like `image` (1, C, H, W).
+    """
     positions = output_positions(model, image)
     table = []
     for name, mask in masks.items():
@@ -42,9 +48,10 @@ def layer_table(model: VGG11, masks: Masks, image: Tensor) -> list[dict[str, Any
 
 
 def totals(model: VGG11, table: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns kept share, compression ratio and theoretical speed-up as ShrinkBench defines them (Blalock et al. 2020).
+    """Returns the fraction of weights kept, the compression ratio and the theoretical speed-up (Blalock et al. 2020).
 
-    A parameter counts as pruned when its mask drops it, never because it happens to be zero, as a fresh bias is.
+    The two ratios are defined as in ShrinkBench. A parameter counts as pruned only if its mask drops it, not because it
+    happens to be zero, as a bias is at the start.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     weights, nonzero = sum(row["weights"] for row in table), sum(row["nonzero"] for row in table)
@@ -61,7 +68,7 @@ def totals(model: VGG11, table: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class SparseConv2d(nn.Module):
-    """A padded 3×3 convolution as a CSR matrix times unfolded patches: what a sparse kernel can skip, it skips."""
+    """A padded 3×3 convolution as a sparse (CSR) matrix times unfolded patches, which skips the dropped weights."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -80,11 +87,11 @@ class SparseConv2d(nn.Module):
 
 
 def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float) -> dict[str, dict[str, float]]:
-    """Returns median seconds a forward pass for batches of 1 and of all `images` (B, C, H, W), in float32.
+    """Returns the median seconds of a forward pass in float32, for one image and for all `images` (B, C, H, W).
 
-    `dense`: the network before pruning. `pruned`: the same dense kernels over weights that are mostly zero.
-    `pruned_csr`: torch's own sparse product instead of convolutions. The three are timed in turn, for
-    three rounds and `seconds` of time at least.
+    `dense` is the network before pruning. `pruned` has the same dense kernels, and most of its weights are zero.
+    `pruned_csr` uses torch's sparse matrix product in place of the convolutions. The three are timed in turn, for at
+    least three rounds and at least `seconds`.
     """
     sparse = copy.deepcopy(pruned)
     for name, conv in prunable_layers(sparse).items():
@@ -103,8 +110,31 @@ def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: fl
         return time.perf_counter() - start
 
     for model in models.values():
-        model.eval()(images)  # the first pass chooses kernels
+        model.eval()(images)  # torch chooses its kernels in the first pass
     start, rounds = time.perf_counter(), list[dict[str, float]]()
     while len(rounds) < 3 or time.perf_counter() - start < seconds:
         rounds.append({name: time_of(model) for name, model in models.items()})
     return {name: statistics.median(times[name] for times in rounds) for name in models}
+
+
+def save_sparse_files(
+    folder: Path, network: VGG11, masks: Masks, dense_bytes: int, dataset: Dataset
+) -> dict[str, dict[str, float]]:
+    """Writes `network.<format>.sparse` in every value format; returns for each its bytes, error and test accuracy.
+
+    Error and accuracy are those of the network read back from the file. The error is the largest of any parameter.
+    """
+    files: dict[str, dict[str, float]] = {}
+    for values in sparse_file.VALUES:
+        path = folder / f"network.{values}.sparse"
+        size = sparse_file.save_sparse(path, network.state_dict(), masks, values)
+        reloaded = copy.deepcopy(network)
+        reloaded.load_state_dict(sparse_file.load_sparse(path).weights)
+        pairs = zip(reloaded.parameters(), network.parameters(), strict=True)
+        files[values] = {
+            "bytes": size,
+            "dense_over_sparse": dense_bytes / size,
+            "largest_error": max(float((one - other).detach().abs().max()) for one, other in pairs),
+            "accuracy": evaluate.accuracy(reloaded, dataset, dataset.test),
+        }
+    return files

@@ -1,6 +1,7 @@
-"""How much of each layer to prune: every rule is a function from weights (or curves) to a sparsity per layer.
+"""How much of each layer to prune: a rule is a function from weights (or curves) to a sparsity for each layer.
 
-A sparsity is the fraction of a layer's weights that goes: a whole number of weights, and one at least stays.
+A sparsity is the fraction of a layer's weights that is pruned. It stands for a whole number of weights, and every layer
+keeps at least one weight.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pruning.masks import pruned_count
 
 Allocation = Literal["reference", "scan", "uniform", "global", "lamp", "erk", "random"]
 Sparsities = dict[str, float]
-Curve = Mapping[str, float]  # sparsity as text, as JSON holds it → accuracy
+Curve = Mapping[str, float]  # sparsity → accuracy; the sparsity is text, because JSON has no other keys
 
-REFERENCE = (0.1, 0.7, 0.5, 0.7, 0.7, 0.7, 0.8, 0.9)  # the reference study's choice, in network order
+REFERENCE = (0.1, 0.7, 0.5, 0.7, 0.7, 0.7, 0.8, 0.9)  # the choice of the original report, in network order
 
 
 def reference(weights: Mapping[str, Tensor]) -> Sparsities:
-    """Returns the reference study's sparsities: 22.97 % of VGG11's convolution weights stay."""
+    """Returns the original report's sparsities, which keep 22.97 % of VGG11's convolution weights."""
     return _whole_weights(weights, dict(zip(weights, REFERENCE, strict=True)))
 
 
@@ -32,14 +33,15 @@ def uniform(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
 
 
 def global_magnitude(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
-    """Returns the layers' shares of the smallest magnitudes in the whole network."""
+    """Returns the sparsities of one threshold on the magnitude, for all layers together."""
     return _by_score(weights, sparsity, lambda weight: weight.abs())
 
 
 def lamp(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
-    """Returns the layers' shares of the smallest LAMP scores (Lee et al. 2021, Eq. 1).
+    """Returns the sparsities of one threshold on the LAMP score, for all layers together (Lee et al. 2021, Eq. 1).
 
-    A weight's score is its square over the sum of the squares of all weights of its layer that are not smaller.
+    The score of a weight is its square, divided by the sum of the squares of all weights of its layer that are at least
+    as large.
     """
 
     def score(weight: Tensor) -> Tensor:
@@ -50,7 +52,10 @@ def lamp(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
 
 
 def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
-    """Returns Erdős–Rényi-kernel sparsities: density ∝ Σ dimensions / Π dimensions, at most 1 (Evci et al. 2020)."""
+    """Returns Erdős–Rényi-kernel sparsities (Evci et al. 2020).
+
+    The density of a layer is proportional to the sum of its weight's dimensions over their product, and at most 1.
+    """
     raw = {name: sum(weight.shape) / weight.numel() for name, weight in weights.items()}
     kept = (1 - sparsity) * sum(weight.numel() for weight in weights.values())
     dense: set[str] = set()
@@ -63,7 +68,7 @@ def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
         dense |= full
 
 
-# The rules that need nothing but the weights, and those among them that are one threshold for the whole network.
+# The rules that need only the weights. Those in ONE_THRESHOLD compare the weights of all layers with one threshold.
 RULES: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
     "uniform": uniform,
     "erk": erk,
@@ -73,38 +78,74 @@ RULES: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
 ONE_THRESHOLD = ("global", "lamp")
 
 
+def choose(
+    rule: Allocation,
+    weights: Mapping[str, Tensor],
+    sparsity: float | None,
+    curves: Mapping[str, Curve],
+    accuracy: float,
+    budget: float,
+) -> Sparsities:
+    """Returns the sparsity that `rule` gives each layer of the dense network.
+
+    Without an overall `sparsity` a rule prunes as many weights as `reference`, but `scan` prunes what the accuracy
+    `budget` allows. Only `scan` reads the `curves` and the dense network's `accuracy`, both on held-out images.
+    """
+    overall = overall_sparsity(weights, reference(weights)) if sparsity is None else sparsity
+    match rule:
+        case "reference":
+            return reference(weights)
+        case "random":
+            return reference(weights) if sparsity is None else uniform(weights, sparsity)
+        case "scan" if sparsity is None:
+            return scan_for_budget(weights, curves, accuracy, budget)
+        case "scan":
+            return scan_for_sparsity(weights, curves, accuracy, overall)
+        case _:
+            return RULES[rule](weights, overall)
+
+
+def overall_sparsity(weights: Mapping[str, Tensor], sparsities: Sparsities) -> float:
+    """Returns the fraction of all weights that these sparsities prune."""
+    total = sum(weight.numel() for weight in weights.values())
+    return sum(sparsities[name] * weight.numel() for name, weight in weights.items()) / total
+
+
 def scan_for_budget(
     weights: Mapping[str, Tensor], curves: Mapping[str, Curve], accuracy: float, budget: float
 ) -> Sparsities:
-    """Returns the most each layer alone stands before held-out accuracy falls more than `budget` below `accuracy`."""
+    """Returns the highest sparsities that cost at most `budget` of accuracy, each when its layer alone is pruned.
+
+    `curves` hold held-out accuracies by layer and sparsity; `accuracy` is that of the dense network.
+    """
     return _whole_weights(weights, {name: _tolerated(curves[name], accuracy, budget) for name in weights})
 
 
 def scan_for_sparsity(
     weights: Mapping[str, Tensor], curves: Mapping[str, Curve], accuracy: float, sparsity: float
 ) -> Sparsities:
-    """Returns the sparsities at which every layer alone costs the same accuracy and which together reach `sparsity`."""
-    total = sum(weight.numel() for weight in weights.values())
+    """Returns the sparsities that reach `sparsity` together and cost each layer, pruned alone, the same accuracy."""
 
     def overall(drop: float) -> float:
-        return (
-            sum(_tolerated(curves[name], accuracy, drop) * weight.numel() for name, weight in weights.items()) / total
-        )
+        return overall_sparsity(weights, {name: _tolerated(curves[name], accuracy, drop) for name in weights})
 
-    low, high = -1.0, 1.0  # below 0 nothing may go; a drop of 1 is more than any accuracy, and everything may go
+    low, high = -1.0, 1.0  # drops: a negative one allows no pruning; 1 is more than any accuracy and allows everything
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if overall(middle) < sparsity else (low, middle)
     below = {name: _tolerated(curves[name], accuracy, low) for name in weights}
     above = {name: _tolerated(curves[name], accuracy, high) for name in weights}
-    # A curve that does not fall for a stretch jumps there: share the step out evenly.
+    # Where a curve is flat, its sparsity jumps at that drop: all layers go the same fraction of their jumps.
     missing, step = sparsity - overall(low), overall(high) - overall(low)
     share = missing / step if step > 0 else 0.0
     return _whole_weights(weights, {name: below[name] + share * (above[name] - below[name]) for name in weights})
 
 
 def _tolerated(curve: Curve, accuracy: float, drop: float) -> float:
-    """Returns the sparsity at which the curve first loses `drop`: linear between points, all accuracy lost at 1."""
+    """Returns the sparsity at which the curve first loses `drop`.
+
+    The curve is linear between its points, and its accuracy is 0 at sparsity 1.
+    """
     points = sorted((float(sparsity), value) for sparsity, value in curve.items())
     sparsity = np.array([0.0, *(s for s, _ in points), 1.0])
     lost = np.maximum.accumulate(accuracy - np.array([accuracy, *(value for _, value in points), 0.0]))
@@ -119,7 +160,7 @@ def _tolerated(curve: Curve, accuracy: float, drop: float) -> float:
 
 
 def _by_score(weights: Mapping[str, Tensor], sparsity: float, score: Callable[[Tensor], Tensor]) -> Sparsities:
-    """Returns each layer's share of the lowest scores over all layers; `score` maps a flat weight to its scores."""
+    """Returns the sparsities that drop the lowest scores of all layers; `score` maps a flat weight to its scores."""
     with torch.no_grad():
         scores = torch.cat([score(weight.flatten()) for weight in weights.values()])
         layer = torch.cat([torch.full((w.numel(),), i, device=w.device) for i, w in enumerate(weights.values())])
@@ -129,7 +170,7 @@ def _by_score(weights: Mapping[str, Tensor], sparsity: float, score: Callable[[T
 
 
 def _whole_weights(weights: Mapping[str, Tensor], sparsities: Sparsities) -> Sparsities:
-    """Returns the sparsities in whole weights, with one weight a layer left at least."""
+    """Returns the sparsities rounded to whole weights, with at least one weight left in each layer."""
     return {
         name: min(pruned_count(weight.numel(), sparsities[name]), weight.numel() - 1) / weight.numel()
         for name, weight in weights.items()

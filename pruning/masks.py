@@ -12,15 +12,16 @@ Masks = dict[str, Tensor]
 
 
 def pruned_count(weights: int, sparsity: float) -> int:
-    """Returns how many of `weights` go at `sparsity`, rounded as torch.nn.utils.prune rounds."""
+    """Returns how many of `weights` are dropped at `sparsity`, rounded as torch.nn.utils.prune rounds."""
     return round(weights * sparsity)
 
 
 @torch.no_grad()
 def mask_from_scores(scores: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
-    """Returns the mask that drops the fraction `sparsity` of lowest scores, exactly so many also among equal ones.
+    """Returns the mask that drops the fraction `sparsity` with the lowest scores.
 
-    Weights that `kept` already drops go first, so that masks of rising sparsity are nested.
+    Equal scores do not change the count. The weights that `kept` has dropped already are dropped first, so masks of
+    rising sparsity are nested.
     """
     if kept is not None:
         scores = torch.where(kept, scores, -math.inf)
@@ -32,38 +33,41 @@ def mask_from_scores(scores: Tensor, sparsity: float, kept: Tensor | None = None
 
 @torch.no_grad()
 def magnitude_mask(weight: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
-    """Returns the mask that drops the smallest magnitudes (Han et al. 2015, section 3), those not `kept` first."""
+    """Returns the mask that drops the smallest magnitudes (Han et al. 2015, section 3), after those not in `kept`."""
     return mask_from_scores(weight.abs(), sparsity, kept)
 
 
 @torch.no_grad()
 def random_mask(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
-    """Returns a mask that drops weights at random, the control for a criterion at the same layer sparsities.
+    """Returns a mask that drops weights at random: the control for every criterion, at the same sparsity.
 
-    The same generator state gives nested masks for rising sparsity.
+    From the same state of the generator, masks of rising sparsity are nested.
     """
     scores = torch.rand(weight.shape, generator=generator, device=generator.device)
     return mask_from_scores(torch.empty_like(weight).copy_(scores), sparsity)
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], kept: Masks | None = None) -> Masks:
-    """Returns `magnitude_mask` of every layer at its own sparsity."""
+    """Returns the `magnitude_mask` of every layer, at the layer's sparsity."""
     return {n: magnitude_mask(w, sparsities[n], None if kept is None else kept[n]) for n, w in weights.items()}
 
 
 def random_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], seed: int) -> Masks:
-    """Returns `random_mask` of every layer at its own sparsity, the same for the same `seed` on one device type."""
+    """Returns the `random_mask` of every layer, at the layer's sparsity.
+
+    The same `seed` gives the same masks, and nested ones for rising sparsities.
+    """
     generator = torch.Generator().manual_seed(seed)
     return {name: random_mask(weight, sparsities[name], generator) for name, weight in weights.items()}
 
 
 @torch.no_grad()
 def exchange(masks: Masks, weights: Mapping[str, Tensor], share: float) -> Masks:
-    """Returns masks of as many weights, in which the smallest of every layer have put up their places.
+    """Returns the masks after each layer swaps its smallest kept weights for the weights with the largest gradients.
 
-    The fraction `share` of a layer's kept weights, no more than it has dropped, leaves; those of the largest gradients
-    come, one that has just left among them where its gradient says so (RigL, Evci et al. 2020, section 3). `weights`
-    hold the gradients of the last step, also of those that are dropped.
+    A layer drops the fraction `share` of its kept weights, at most as many as it has dropped so far, and takes as many
+    back (RigL, Evci et al. 2020, section 3). A weight that has just been dropped may come back at once if its gradient
+    is large. `weights` hold the gradients of the last step; dropped weights have gradients too.
     """
     result = {}
     for name, mask in masks.items():
@@ -88,35 +92,25 @@ def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
 def clear_empty_filters(convolutions: Mapping[str, nn.Conv2d], masks: Masks) -> None:
     """Sets the bias of every filter that has no weight left to 0.
 
-    Such a filter gives its bias everywhere, with a variance of 0, which batch normalisation divides by. What that
-    subtracts is the bias as training rounded it, to bfloat16 say: in another precision the difference, magnified 300
-    times, would go on to the next layer.
+    The output of such a filter is its bias at every position. Batch normalisation subtracts the mean it saw in
+    training, which is the bias rounded to the training's precision, bfloat16 say, and divides by √(0 + ε). In another
+    precision the rounding error, 300 times as large, would reach the next layer.
     """
     for name, mask in masks.items():
         bias = convolutions[name].bias
         if bias is not None:
             kept = mask.permute(0, 2, 3, 1).flatten(1)  # no copy: channels last
-            empty = kept.view(torch.uint8).amax(1) == 0  # as bytes: `any` takes 40 times as long
+            empty = kept.view(torch.uint8).amax(1) == 0  # as bytes, because `any` takes 40 times as long
             bias.masked_fill_(empty, 0.0)
 
 
 @torch.no_grad()
 def forget_momentum(weights: Mapping[str, Tensor], masks: Masks, optimizer: torch.optim.Optimizer) -> None:
-    """Clears the optimiser's memory of the dropped weights, which would otherwise revive them on the next step."""
+    """Sets the momentum of the dropped weights to 0, which would otherwise revive them on the next step.
+
+    Every tensor of a weight's shape in the optimiser's state is cleared, so Adam's moments are too.
+    """
     for name, mask in masks.items():
         for memory in optimizer.state.get(weights[name], {}).values():
             if isinstance(memory, Tensor) and memory.shape == mask.shape:
                 memory.masked_fill_(~mask, 0.0)
-
-
-def cubic_sparsity(done: float) -> float:
-    """Returns the fraction of the final sparsity due when `done` of the pruning phase is over.
-
-    s(t) = s_f + (s_i − s_f)(1 − t)³ with s_i = 0 (Zhu & Gupta 2017, Eq. 1).
-    """
-    return 1.0 - (1.0 - min(max(done, 0.0), 1.0)) ** 3
-
-
-def cosine_share(done: float) -> float:
-    """Returns the fraction of the first exchange due when `done` of the pruning phase is over: from 1 to 0."""
-    return (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2

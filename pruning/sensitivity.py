@@ -1,4 +1,4 @@
-"""Sensitivity scan: the accuracy when one layer alone is pruned (Han et al. 2015, section 3 and Figure 6)."""
+"""Sensitivity scan: the accuracy when a single layer is pruned (Han et al. 2015, section 3 and Figure 6)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from tqdm import tqdm
 from pruning.masks import apply_masks, magnitude_mask
 from pruning.vgg import VGG11, prunable_layers
 
-# The reference study stops at 90 %; allocations for 95 and 98 % overall need to know the curves beyond it.
+# The original report stops at 90 %. Allocations for 95 and 98 % overall need the curves beyond that.
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-Sensitivity = dict[str, dict[str, float]]  # layer → sparsity as text, as JSON holds it → accuracy
+Sensitivity = dict[
+    str, dict[str, float]
+]  # layer → sparsity → accuracy; the sparsity is text, because JSON has no other keys
 
 
 @torch.inference_mode()
 def scan(
     model: VGG11,
-    images: Callable[[slice], Tensor],
+    inputs: Callable[[slice], Tensor],
     labels: Tensor,
     layers: Sequence[str] | None = None,
     sparsities: Sequence[float] = SPARSITIES,
     batch_size: int = 125,
 ) -> Sensitivity:
-    """Returns the accuracy on `labels` (N,) for each layer alone at each sparsity; the model is left as it was.
+    """Returns the accuracy on `labels` (N,) when one layer is pruned, for each layer and each sparsity.
 
-    What enters a layer does not depend on that layer's weights: one walk through the network gives every layer its
-    input, and each pruned copy of the layer then costs the rest of the network only, 56.7 passes in place of 96.
+    `inputs(rows)` returns the model's input `(B, C, H, W)` for those rows. The model is not changed.
+
+    The input of a layer does not depend on the layer's own weights. So one pass through the dense network gives every
+    layer its input, and each pruned copy of a layer costs only a pass through the layers after it. The whole scan costs
+    as much as 56.7 passes in place of 96.
     """
     training = model.training
     model.eval()
@@ -38,7 +43,7 @@ def scan(
     correct = {name: torch.zeros(len(sparsities), dtype=torch.int64, device=labels.device) for name in chosen}
     for start in tqdm(range(0, len(labels), batch_size), desc="scan", unit="batch", mininterval=10, leave=False):
         rows = slice(start, start + batch_size)
-        activations = images(rows)  # (B, C, H, W)
+        activations = inputs(rows)  # (B, C, H, W)
         for index, module in enumerate(model.features):
             for k, conv in enumerate(copies.get(f"features.{index}", ())):
                 logits = model.head(model.features[index + 1 :](conv(activations)))

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from common.fast.convolution import MatrixConv2d
 
-# Channels of the convolutions, None for a pooling: configuration A, table 1.
+# Channels of the convolutions; None is a max-pooling (configuration A in table 1).
 LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
 class VGG11(nn.Module):
-    """torchvision's vgg11_bn features, global average pool, one linear layer: 9,231,114 parameters for 10 classes."""
+    """The features of torchvision's vgg11_bn, a global average pooling and one linear layer.
+
+    It has 9,231,114 parameters for 10 classes.
+    """
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -24,7 +27,8 @@ class VGG11(nn.Module):
             else:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
-        for index in (15, 18, 22, 25):  # the four that see 4×4 and 2×2 maps
+        # MatrixConv2d is an nn.Conv2d with a faster CPU kernel for small maps. These four layers see 4×4 and 2×2 maps.
+        for index in (15, 18, 22, 25):
             plain = layers[index]
             assert isinstance(plain, nn.Conv2d)
             layers[index] = MatrixConv2d(plain.in_channels, plain.out_channels, kernel_size=3, padding=1)

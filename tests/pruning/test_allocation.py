@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -126,9 +127,31 @@ def test_scan_with_accuracies_above_the_dense_one() -> None:
     assert all(0.9 < s < 1 for s in sparsities.values())
 
 
-def test_a_new_rule_as_the_readme_shows_it() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example = re.search(r"^def spread\(.*\n.*\n", readme, re.MULTILINE)
+@pytest.mark.parametrize("rule", sorted({*get_args(allocation.Allocation)} - {"reference"}))  # a new rule as well
+@pytest.mark.parametrize("sparsity", [None, 0.95])
+def test_every_allocation_reaches_its_target(
+    network: VGG11, rule: allocation.Allocation, sparsity: float | None
+) -> None:
+    weights = prunable_weights(network)
+    curves = {name: {str(s / 10): 0.9 - 0.08 * s for s in range(1, 10)} for name in weights}
+    sparsities = allocation.choose(rule, weights, sparsity, curves, accuracy=0.9, budget=0.01)
+    overall = allocation.overall_sparsity(weights, sparsities)
+    if rule == "scan" and sparsity is None:
+        assert all(s == pytest.approx(0.0125, abs=1e-3) for s in sparsities.values())  # 1 % of accuracy on these lines
+    else:
+        assert overall == pytest.approx(sparsity or 1 - 2_117_548 / 9_217_728, abs=1e-6)
+
+
+def test_overall_sparsity_weighs_layers_by_their_size() -> None:
+    weights = {"a": torch.ones(10), "b": torch.ones(30)}
+    assert allocation.overall_sparsity(weights, {"a": 0.5, "b": 0.9}) == pytest.approx((5 + 27) / 40)
+
+
+def test_a_new_rule_as_the_documentation_shows_it() -> None:
+    root = Path(__file__).parents[2]
+    page = root / "docs" / "extending.md"
+    text = (page if page.exists() else root / "README.md").read_text()
+    example = re.search(r"^def spread\(.*\n.*\n", text, re.MULTILINE)
     assert example
     names = dict(vars(allocation))
     exec(example[0], names)

@@ -9,8 +9,6 @@ from torch.nn.utils import prune
 
 from pruning.masks import (
     apply_masks,
-    cosine_share,
-    cubic_sparsity,
     exchange,
     forget_momentum,
     magnitude_mask,
@@ -89,10 +87,6 @@ def test_exchange_agrees_with_a_naive_version(
     assert share == 0 or (after & ~before).any()
 
 
-def test_exchanges_fade() -> None:
-    assert [cosine_share(done) for done in (0, 0.5, 1, 2)] == pytest.approx([1, 0.5, 0, 0])
-
-
 @pytest.mark.parametrize(
     "optimizer_class",
     [
@@ -140,9 +134,3 @@ def test_without_masking_the_same_steps_do_revive() -> None:
     conv.weight.grad = torch.zeros_like(conv.weight)
     optimizer.step()
     assert conv.weight[~masks[""]].any()
-
-
-def test_cubic_schedule() -> None:
-    assert cubic_sparsity(0) == 0
-    assert cubic_sparsity(0.5) == pytest.approx(0.875)  # Zhu & Gupta 2017, Eq. 1, at half time
-    assert cubic_sparsity(1) == cubic_sparsity(1.4) == 1

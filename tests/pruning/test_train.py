@@ -2,11 +2,9 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +16,12 @@ from common.experiment import Run
 from common.files import load_state, save_weights
 from common.training import TrainState
 from pruning import train as training
-from pruning.allocation import Allocation, uniform
-from pruning.masks import Masks, apply_masks, magnitude_masks, random_masks
-from pruning.run import choose, masks_due
+from pruning.allocation import choose, uniform
+from pruning.masks import Masks, random_masks
+from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
 from pruning.train import distillation_loss, fine_tune, train_dense
-from pruning.vgg import VGG11, prunable_layers, prunable_weights
+from pruning.vgg import VGG11, prunable_weights
 
 CPU = torch.device("cpu")
 
@@ -56,7 +54,7 @@ def test_dropped_weights_stay_exactly_zero(
     torch.manual_seed(0)
     model = VGG11()
     wanted = uniform(prunable_weights(model), 0.9)
-    chosen = settings(tmp_path, schedule=schedule, ema_decay=ema_decay, regrow=regrow)
+    chosen = settings(tmp_path, allocation="uniform", schedule=schedule, ema_decay=ema_decay, regrow=regrow)
     run = Run(chosen, "pruning", "x", CPU)
     seen: list[Masks] = []
     original = training.fit
@@ -76,12 +74,14 @@ def test_dropped_weights_stay_exactly_zero(
         return original(*arguments, after_step=watch, **more)
 
     monkeypatch.setattr(training, "fit", watched_fit)
+    masks_at = MaskSchedule.masks_at
 
-    def masks_at(share: float, weights: Mapping[str, Tensor], kept: Masks) -> Masks:
-        assert not any(weights[name][~mask].any() for name, mask in kept.items())  # what it judges by
-        return magnitude_masks(weights, {n: share * s for n, s in wanted.items()}, kept)
+    def watched_masks_at(self, step, total_steps, weights, kept):  # type: ignore[no-untyped-def]
+        assert not any(weights[name][~mask].any() for name, mask in kept.items())  # the schedule sees pruned weights
+        return masks_at(self, step, total_steps, weights, kept)
 
-    masks = fine_tune(run, chosen, digits, model, magnitude_masks(prunable_weights(model), wanted), masks_at)
+    monkeypatch.setattr(MaskSchedule, "masks_at", watched_masks_at)
+    masks = fine_tune(run, chosen, digits, model, MaskSchedule.from_settings(chosen, wanted))
     for name, weight in prunable_weights(model).items():
         assert int((~masks[name]).sum()) == round(wanted[name] * weight.numel())
         assert not weight[~masks[name]].any()
@@ -110,10 +110,14 @@ def test_a_filter_without_weights_means_the_same_in_every_precision(tmp_path: Pa
     assert convolution.bias is not None
     torch.nn.init.normal_(convolution.bias)
     normalisation.momentum = 0.9  # its statistics settle within the few steps
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
-    masks["features.0"][:40] = False
+    with torch.no_grad():
+        convolution.weight[:40] = 0.0  # the smallest weights of all, which the schedule drops
+    sparsities = {name: 40 / 64 if name == "features.0" else 0.0 for name in prunable_weights(model)}
     chosen = settings(tmp_path, precision="bfloat16")
-    fine_tune(Run(chosen, "pruning", "x", CPU), chosen, digits, model, masks, lambda share, weights, kept: kept)
+    schedule = MaskSchedule.from_settings(chosen, sparsities)
+    masks = fine_tune(Run(chosen, "pruning", "x", CPU), chosen, digits, model, schedule)
+    assert not masks["features.0"][:40].any()
+    assert masks["features.0"][40:].all()
     assert not convolution.bias[:40].any()
     assert convolution.bias[40:].all()
     model.eval()
@@ -140,12 +144,12 @@ def test_stopped_while_pruning_it_ends_with_the_same_masks_and_weights(
     more: dict[str, Any],
 ) -> None:
     chosen = settings(tmp_path, batch_size=32, schedule="gradual", sparsity=0.9, **more)
-    sparsities = choose(chosen, network, {}, 0.9)
-    last = masks_due(chosen, sparsities, 1.0, prunable_weights(network))
+    sparsities = choose(chosen.allocation, prunable_weights(network), 0.9, {}, 0.9, chosen.accuracy_budget)
+    schedule = MaskSchedule.from_settings(chosen, sparsities)
 
     def tuned(run: Run) -> tuple[dict[str, Tensor], Masks]:
         model = copy.deepcopy(network)
-        masks = fine_tune(run, chosen, digits, model, last, functools.partial(masks_due, chosen, sparsities))
+        masks = fine_tune(run, chosen, digits, model, schedule)
         return model.state_dict(), masks
 
     weights, masks = tuned(Run(chosen, "pruning", "unbroken", CPU))
@@ -196,7 +200,7 @@ def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeyp
     """As it was before pruning, in every step; where its predictions are all of the loss, labels play no part."""
     torch.manual_seed(0)
     dense = VGG11()
-    masks = magnitude_masks(prunable_weights(dense), uniform(prunable_weights(dense), 0.9))
+    sparsities = uniform(prunable_weights(dense), 0.9)
     heard: list[Tensor] = []
 
     def listen(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -209,8 +213,8 @@ def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeyp
         model = copy.deepcopy(dense)
         chosen = settings(tmp_path, distillation=1.0, translate=0, flip=False, run_name=f"run{len(outcomes)}")
         run = Run(chosen, "pruning", "x", CPU)
-        images = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=labels))
-        fine_tune(run, chosen, images, model, masks, lambda share, weights, kept: kept)
+        dataset = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=labels))
+        fine_tune(run, chosen, dataset, model, MaskSchedule.from_settings(chosen, sparsities))
         outcomes.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(weights.values() for weights in outcomes), strict=True))
     dense.eval()
@@ -232,37 +236,3 @@ def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data
     chosen = settings(tmp_path, dense_weights=tmp_path / "other.safetensors")
     with pytest.raises(RunError, match="not a VGG11 with 10 classes"):
         train_dense(Run(chosen, "pruning", "y", CPU), chosen, digits)
-
-
-@pytest.mark.parametrize("allocation", sorted({*get_args(Allocation)} - {"reference"}))  # a new rule as well
-@pytest.mark.parametrize("sparsity", [None, 0.95])
-def test_every_allocation_reaches_its_target(network: VGG11, allocation: str, sparsity: float | None) -> None:
-    curves = {n: {str(s / 10): 0.9 - 0.08 * s for s in range(1, 10)} for n in prunable_layers(network)}
-    sparsities = choose(Settings(allocation=allocation, sparsity=sparsity), network, curves, 0.9)  # type: ignore[arg-type]
-    weights = prunable_weights(network)
-    overall = sum(sparsities[n] * w.numel() for n, w in weights.items()) / sum(w.numel() for w in weights.values())
-    if allocation == "scan" and sparsity is None:
-        assert all(s == pytest.approx(0.0125, abs=1e-3) for s in sparsities.values())  # 1 % of accuracy on these lines
-    else:
-        assert overall == pytest.approx(sparsity or 1 - 2_117_548 / 9_217_728, abs=1e-6)
-
-
-@pytest.mark.parametrize("allocation", ["global", "lamp", "erk"])
-def test_one_threshold_follows_the_weights(network: VGG11, allocation: str) -> None:
-    """Between two prunings one layer grows: one threshold spares it, a layer's own sparsity does not."""
-    chosen = Settings(allocation=allocation, sparsity=0.9, schedule="gradual")  # type: ignore[arg-type]
-    model = copy.deepcopy(network)
-    weights = {name: torch.nn.init.normal_(weight.detach()) for name, weight in prunable_weights(model).items()}
-    sparsities = choose(chosen, model, {}, 0.9)
-    dense = masks_due(chosen, sparsities, 1.0, weights)
-    assert {name: int((~mask).sum()) / mask.numel() for name, mask in dense.items()} == sparsities
-    half = masks_due(chosen, sparsities, 0.5, weights)
-    apply_masks(weights, half)
-    grown = "features.22"
-    weights[grown] *= 3 if allocation == "global" else weights[grown].abs()  # LAMP's score is blind to a layer's scale
-    after = masks_due(chosen, sparsities, 1.0, weights, half)
-    assert all(not (after[name] & ~half[name]).any() for name in after)
-    total = sum(mask.numel() for mask in after.values())
-    assert sum(int((~mask).sum()) for mask in after.values()) == pytest.approx(0.9 * total, abs=len(after))
-    moved = int(after[grown].sum()) != int(dense[grown].sum())
-    assert moved == (allocation != "erk")
