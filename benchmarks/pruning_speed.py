@@ -1,8 +1,9 @@
-"""Training and scanning speed beside what people write by hand, in turn, in one run, as ratios.
+"""Speed of training and scanning, as a ratio to the plain versions that people write by hand, timed in turn in one run.
 
-`python benchmarks/pruning_speed.py`; the plain loop is float32, DataLoader, torchvision transforms, the same network
-with torchvision's own layers, the same batch. The naive scan passes every held-out image through the whole network for
-each of the 8 × 12 settings. Rates are medians over the rounds; the range of the paired ratios shows the noise.
+`python benchmarks/pruning_speed.py` runs both comparisons. The plain loop is float32 with a DataLoader, torchvision's
+transforms and torchvision's layers, and has the same network and batch size. The naive scan passes every held-out image
+through the whole network for each of the 8 × 12 settings. Rates are medians over the rounds; the range of the ratios of
+each round shows the noise.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Speed of training and of the sensitivity scan beside the plain versions."""
+    """Compares the speed of training and of the sensitivity scan with plain versions."""
 
     rounds: int = 5
-    """Rounds; in each one both sides of a comparison run in turn."""
+    """Number of rounds; in each round the two sides of a comparison run one after the other."""
     steps: int = 10
-    """Training steps a round."""
+    """Training steps in a round."""
     scan_images: int = 256
-    """Held-out images of the scan comparison."""
+    """Held-out images to scan."""
     batch_size: int = 128
-    """Images a step, on both sides."""
+    """Images in a training step, on both sides."""
     workers: int = 2
-    """DataLoader workers of the plain loop's second row; its first row uses none."""
+    """DataLoader workers of the second plain loop; the first has none."""
     device: str = "auto"
     """auto, cpu or cuda."""
     data_dir: Path | None = None
     """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
     output: Path | None = None
-    """JSON file for the figures."""
+    """JSON file to write the results to."""
 
 
 class PlainVGG(nn.Module):
@@ -74,7 +75,7 @@ class PlainVGG(nn.Module):
 
 
 class PlainDataset(TorchDataset[tuple[Tensor, int]]):
-    """PIL images through torchvision transforms, one by one."""
+    """PIL images that go through torchvision's transforms one by one."""
 
     def __init__(self, split: data.Split, transform: Callable[[Any], Tensor]) -> None:
         self.images = [transforms.functional.to_pil_image(image) for image in split.images.cpu()]
@@ -87,25 +88,25 @@ class PlainDataset(TorchDataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def normalisation(images: data.Dataset) -> list[Any]:
+def normalisation(dataset: data.Dataset) -> list[Any]:
     """Returns the plain loop's ToTensor and Normalize."""
-    return [transforms.ToTensor(), transforms.Normalize(images.mean.tolist(), images.std.tolist())]
+    return [transforms.ToTensor(), transforms.Normalize(dataset.mean.tolist(), dataset.std.tolist())]
 
 
 @contextlib.contextmanager
 def torch_as_it_comes() -> Iterator[None]:
-    """Multiplies float32 as torch does by default, which a plain script leaves as it is."""
+    """Sets torch's default precision of float32 products, as in a plain script."""
     ours = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(ours)
 
 
-def plain_training(images: data.Dataset, device: torch.device, batch_size: int, workers: int) -> Callable[[int], None]:
-    """Returns a function that does so many steps of the plain loop."""
+def plain_training(dataset: data.Dataset, device: torch.device, batch_size: int, workers: int) -> Callable[[int], None]:
+    """Returns a function that runs a number of steps of the plain loop."""
     augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-    dataset = PlainDataset(images.train, transforms.Compose([*augmentation, *normalisation(images)]))
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    train = PlainDataset(dataset.train, transforms.Compose([*augmentation, *normalisation(dataset)]))
+    loader = DataLoader(train, batch_size, shuffle=True, num_workers=workers, drop_last=True)
     model = PlainVGG().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
@@ -118,28 +119,28 @@ def plain_training(images: data.Dataset, device: torch.device, batch_size: int, 
     def steps(count: int) -> None:
         with torch_as_it_comes():
             for _ in range(count):
-                pixels, labels = next(endless)
+                images, labels = next(endless)
                 optimizer.zero_grad()
-                torch.autograd.backward(F.cross_entropy(model(pixels.to(device)), labels.to(device)))
+                torch.autograd.backward(F.cross_entropy(model(images.to(device)), labels.to(device)))
                 optimizer.step()
             synchronize(device)
 
     return steps
 
 
-def our_training(images: data.Dataset, device: torch.device, batch_size: int) -> Callable[[int], None]:
-    """Returns a function that does so many steps as `pruning/train.py` does them."""
+def our_training(dataset: data.Dataset, device: torch.device, batch_size: int) -> Callable[[int], None]:
+    """Returns a function that runs a number of steps as `pruning/train.py` does."""
     generator = torch.Generator(device).manual_seed(0)
-    augment = data.Augmentation(images.train.images, translate=2, flip=True, generator=generator)
+    augment = data.Augmentation(dataset.train.images, translate=2, flip=True, generator=generator)
     model = VGG11().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def steps(count: int) -> None:
         for _ in range(count):
-            index = torch.randint(len(images.train), (batch_size,), device=device, generator=generator)
+            index = torch.randint(len(dataset.train), (batch_size,), device=device, generator=generator)
             with autocast(device, "auto"):
-                logits = model(images.normalise(augment(index, 0, generator)))
-                loss = F.cross_entropy(logits, images.train.labels[index], label_smoothing=0.2)
+                logits = model(dataset.normalise(augment(index, 0, generator)))
+                loss = F.cross_entropy(logits, dataset.train.labels[index], label_smoothing=0.2)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -151,7 +152,7 @@ def our_training(images: data.Dataset, device: torch.device, batch_size: int) ->
 @torch.inference_mode()
 @torch_as_it_comes()
 def naive_scan(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device: torch.device) -> dict[str, list[int]]:
-    """Returns correct predictions by layer and sparsity: prune a copy, evaluate all of it, 96 times."""
+    """Returns the correct predictions by layer and sparsity: 96 times, it prunes a copy and runs the whole network."""
     counts: dict[str, list[int]] = {}
     for index, layer in enumerate(model.features):  # type: ignore[arg-type]
         if not isinstance(layer, nn.Conv2d):
@@ -161,21 +162,21 @@ def naive_scan(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], device:
             pruned = copy.deepcopy(model).eval()
             prune.l1_unstructured(pruned.features[index], "weight", amount=sparsity)  # type: ignore
             correct = 0
-            for pixels, labels in loader:
-                correct += int((pruned(pixels.to(device)).argmax(1).cpu() == labels).sum())
+            for images, labels in loader:
+                correct += int((pruned(images.to(device)).argmax(1).cpu() == labels).sum())
             counts[f"features.{index}"].append(correct)
     return counts
 
 
 def timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
-    """Returns how many seconds a call took, and what it returned."""
+    """Returns the seconds that a call took, and its result."""
     start = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - start, result
 
 
 def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float]:
-    """Prints and returns the median rates of both sides and the ratio, with the range over the rounds."""
+    """Prints and returns the median rates of both sides, and their ratio with its range over the rounds."""
     ratios = [our / other for our, other in zip(ours, plain, strict=True)]
     figures = {
         "plain_images_per_second": statistics.median(plain),
@@ -192,17 +193,17 @@ def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float
 def main(settings: Settings) -> None:
     """Runs both comparisons."""
     device = set_up(settings.device)
-    images = data.load("auto", task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device)
+    dataset = data.load("auto", task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device)
     precision = resolve_precision("auto", device)
     print(
-        f"{images.caption}; torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, ours in {precision}"
+        f"{dataset.caption}; torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; ours: {precision}"
     )
     figures: dict[str, Any] = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
     figures |= {"machine": platform.processor() or platform.machine(), "precision": precision}
 
-    ours = our_training(images, device, settings.batch_size)
+    ours = our_training(dataset, device, settings.batch_size)
     sides = {
-        f"training, {w} workers": plain_training(images, device, settings.batch_size, w) for w in (0, settings.workers)
+        f"training, {w} workers": plain_training(dataset, device, settings.batch_size, w) for w in (0, settings.workers)
     }
     done = settings.steps * settings.batch_size
     rates: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
@@ -212,27 +213,27 @@ def main(settings: Settings) -> None:
     for name in sides:
         figures[name] = compare(name, rates[name][1:], rates["ours"][1:])
 
-    figures |= compare_scans(images, settings, device)
+    figures |= compare_scans(dataset, settings, device)
     if settings.output is not None:
         settings.output.write_text(json.dumps(figures, indent=1))
 
 
-def compare_scans(images: data.Dataset, settings: Settings, device: torch.device) -> dict[str, Any]:
+def compare_scans(dataset: data.Dataset, settings: Settings, device: torch.device) -> dict[str, Any]:
     """Times both scans in turn on the same network and images, and counts the predictions on which they differ."""
-    split = images.validation.head(settings.scan_images)
+    split = dataset.validation.head(settings.scan_images)
     network = VGG11().to(device)
     for start in range(0, 512, 128):  # batch-norm statistics of real images
-        network(images.normalise(images.train.images[start : start + 128]))
+        network(dataset.normalise(dataset.train.images[start : start + 128]))
     plain = PlainVGG().to(device)
     plain.load_state_dict(network.state_dict())
     with torch.inference_mode():
-        predicted = network.eval()(images.normalise(split.images)).argmax(1)
-    split = data.Split(split.images, predicted)  # so that every prediction that pruning changes shows
-    loader = DataLoader(PlainDataset(split, transforms.Compose(normalisation(images))), settings.batch_size)
+        predicted = network.eval()(dataset.normalise(split.images)).argmax(1)
+    split = data.Split(split.images, predicted)  # so every prediction that pruning changes counts
+    loader = DataLoader(PlainDataset(split, transforms.Compose(normalisation(dataset))), settings.batch_size)
     rates: dict[str, list[float]] = {"plain": [], "ours": []}
     work = len(split) * len(prunable_layers(network)) * len(SPARSITIES)
     for _ in range(max(settings.rounds // 2, 1)):
-        our_seconds, our_scan = timed(scan, network, inputs(images, split), split.labels)
+        our_seconds, our_scan = timed(scan, network, inputs(dataset, split), split.labels)
         plain_seconds, plain_scan = timed(naive_scan, plain, loader, device)
         rates["ours"].append(work / our_seconds)
         rates["plain"].append(work / plain_seconds)

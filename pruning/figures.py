@@ -1,4 +1,4 @@
-"""The study's figures: training, sensitivity, weights before and after, layers, accuracy, bytes and time."""
+"""The figures of the experiment: training, sensitivity, weights before and after, layers, accuracy, bytes and time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]
-Rule = tuple[str, str]  # allocation and schedule, with regrowth and distillation if there are any
+Rule = tuple[str, str]  # allocation and schedule; the schedule names regrowth and distillation if they are used
 
 
 def training(dense: History, finetuned: History, caption: str) -> Figure:
-    """Loss and accuracy of both trainings, epoch by epoch."""
+    """Returns the figure of loss and accuracy in training and fine-tuning, epoch by epoch."""
     sheet, (loss, accuracy) = figure("Training and fine-tuning", caption, columns=2, size=(8, 3.2))
-    last = dense["step"][-1] if dense else 0.0  # a network that was given has no history
+    last = dense["step"][-1] if dense else 0.0  # with --dense-weights there was no training
     for history, offset, name, colour in (
         (dense, 0.0, "dense", COLOURS[0]),
         (finetuned, last, "fine-tuning", COLOURS[1]),
@@ -50,7 +50,10 @@ def training(dense: History, finetuned: History, caption: str) -> Figure:
 
 
 def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str, float], caption: str) -> Figure:
-    """Held-out accuracy against the sparsity of one layer alone; a ring marks the chosen sparsity, where measured."""
+    """Returns the figure of held-out accuracy against the sparsity of a single layer.
+
+    A ring marks the `chosen` sparsity of a layer, if the scan reached it.
+    """
     sheet, (axes,) = figure("Sensitivity: one layer pruned, nothing retrained", caption, size=(7, 4.4))
     for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
         sparsities, accuracies = [0.0, *map(float, curve)], [dense_accuracy, *curve.values()]
@@ -67,7 +70,10 @@ def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str,
 
 
 def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Masks, caption: str) -> Figure:
-    """Histogram of every layer's weights, dense and after fine-tuning (kept only), over the range of 99.9 % of them."""
+    """Returns the histograms of every layer's weights: dense, and kept ones after fine-tuning.
+
+    Each histogram spans 99.9 % of the dense weights.
+    """
     sheet, panels = figure("Weights before and after pruning", caption, rows=2, columns=4, size=(11, 5))
     for axes, (name, weight) in zip(panels, before.items(), strict=True):
         dense, kept = weight.flatten().float().cpu(), after[name][masks[name]].float().cpu()
@@ -77,7 +83,7 @@ def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Ma
             counts = torch.histogram(values, edges).hist
             axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=colour, alpha=0.6, label=label)
         axes.set_title(f"{name}: {kept.numel() / dense.numel():.2%} kept")
-        axes.locator_params(axis="x", nbins=5)  # more run into one another
+        axes.locator_params(axis="x", nbins=5)  # more labels would overlap
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.set_xlabel("weight")
     panels[0].legend()
@@ -87,7 +93,7 @@ def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Ma
 
 
 def layers(table: Sequence[Mapping[str, Any]], caption: str) -> Figure:
-    """Weights and multiply-adds of every layer, all and what is left."""
+    """Returns the figure of weights and multiply-adds of every layer, before and after pruning."""
     sheet, (left, right) = figure("Where the weights and the work are", caption, columns=2, size=(9, 3.4))
     names = [row["name"].removeprefix("features.") for row in table]
     for axes, whole, rest, label in (
@@ -105,7 +111,7 @@ def layers(table: Sequence[Mapping[str, Any]], caption: str) -> Figure:
 
 
 def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
-    """Accuracy before, after pruning and after fine-tuning; bytes on disk; measured time a batch."""
+    """Returns the figure of accuracy (dense, pruned, fine-tuned), file sizes and measured time a batch."""
     sheet, (accuracy, size, time) = figure("What pruning costs and saves", caption, columns=3, size=(11, 3.6))
     steps = {"dense": "dense_accuracy", "pruned": "pruned_accuracy", "fine-tuned": "finetuned_accuracy"}
     _bars(accuracy, list(steps), [100 * metrics[key] for key in steps.values()], "{:.2f}")
@@ -136,11 +142,12 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 def accuracy_against_sparsity(
     curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Mapping[str, Interval], caption: str
 ) -> Figure:
-    """Test accuracy of every rule over the share of weights pruned; where it spans more, the top five points as well.
+    """Returns the figure of every rule's test accuracy against the share of weights pruned.
 
-    Rules of one sparsity stand side by side, each over its name.
-    An allocation keeps its colour from figure to figure; one-shot is dashed and hollow, other schedules differ in line
-    and grey, the first six of them; bars are intervals over seeds. `dense` are the controls, by name.
+    If the accuracies span more than five points, a second panel shows the top five. If there is only one sparsity, the
+    rules stand side by side, with their names below. An allocation has the same colour in every figure. One-shot has
+    dashed lines and hollow markers; the first six other schedules differ in line and grey. Bars are intervals over
+    seeds. `dense` are the controls, by name.
     """
     intervals = [mean for points in curves.values() for _, mean in points] + list(dense.values())
     highest = 100 * max(mean.high for mean in intervals)
@@ -195,7 +202,7 @@ def _percent(fractions: Sequence[float]) -> list[float]:
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """Returns the per-layer table and the totals as text for the terminal."""
+    """Returns the table of layers and the totals as text for the terminal."""
     lines = [f"{'layer':14}{'sparsity':>10}{'weights':>12}{'nonzero':>12}{'M multiply-adds':>18}{'after':>8}"]
     for row in metrics["layers"]:
         macs = f"{row['multiply_adds'] / 1e6:>18.2f}{row['multiply_adds_after'] / 1e6:>8.2f}"

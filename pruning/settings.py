@@ -1,4 +1,4 @@
-"""Every constant of the pruning study; `python pruning/run.py --help` prints this file."""
+"""Every setting of the pruning experiment; `python pruning/run.py --help` prints this file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pruning.allocation import Allocation
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
-    """Train VGG11-BN on CIFAR-10, scan each layer's sensitivity, prune by magnitude, fine-tune, account, save."""
+    """Train VGG11-BN on CIFAR-10, scan the sensitivity of each layer, prune by magnitude, fine-tune, account, save."""
 
     smoke: ClassVar[dict[str, Any]] = {
         "dataset": "digits",
@@ -27,65 +27,71 @@ class Settings(RunSettings):
     }
 
     dataset: Literal["auto", "cifar10", "digits"] = "auto"
-    """Images; auto takes CIFAR-10 where it can be had, else scikit-learn's digits, with a warning."""
+    """Images to use; auto takes CIFAR-10 if it is available, otherwise scikit-learn's digits, with a warning."""
 
     # 1. Train
     dense_weights: Path | None = None
-    """Trained network to start from, a run's checkpoints/dense.safetensors; none trains one."""
+    """Trained network to start from: the file checkpoints/dense.safetensors of a run; none trains one."""
     epochs: Annotated[int, Ge(1)] = 10
-    """Passes over the training split for the dense network."""
+    """Passes over the training images to train the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
-    """Images a step, and in the larger batch whose latency is measured."""
+    """Images in one training step, and in the larger of the two batches whose latency is measured."""
     learning_rate: Annotated[float, Gt(0)] = 0.1
-    """Peak learning rate of SGD with Nesterov momentum; rises to it linearly and falls to 0 linearly."""
+    """Peak learning rate of SGD; it rises linearly from 0 to the peak, then falls linearly to 0."""
     warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.25
     """Fraction of the training after which the learning rate peaks."""
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.85
     """Nesterov momentum (airbench, Jordan 2024)."""
     weight_decay: Annotated[float, Ge(0)] = 5e-4
-    """L2 penalty (Simonyan & Zisserman 2015)."""
+    """L2 penalty of the weights (Simonyan & Zisserman 2015)."""
     bias_rate: Annotated[float, Gt(0)] = 64.0
-    """Learning rate of the biases over that of the weights (airbench, Jordan 2024); their decay is divided by it."""
+    """Learning rate of the biases, in multiples of the weights' rate (airbench, Jordan 2024).
+    The weight decay of the biases is divided by it."""
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.2
-    """Probability spread over all classes (Szegedy et al. 2016; the value of airbench)."""
+    """Probability that the target spreads over all classes (Szegedy et al. 2016; value from airbench)."""
     translate: Annotated[int, Interval(ge=0, le=16)] = 2
-    """Training images move by up to this many pixels (airbench, Jordan 2024)."""
+    """Training images are shifted at random by up to this many pixels (airbench, Jordan 2024)."""
     flip: bool = True
-    """Training images are mirrored in every other epoch."""
+    """Mirror each training image in every other epoch (airbench, Jordan 2024)."""
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Decay a step of the weights' moving average, which is what is kept; 0 keeps the last weights."""
+    """Keep an exponential moving average of the weights with this decay a step; 0 keeps the last weights."""
 
     # 2. Sensitivity scan
     scan_images: Annotated[int, Ge(1)] | None = None
-    """Held-out images the scan uses; none means the whole held-out split."""
+    """Number of held-out images for the scan; none uses all of them."""
     retrain_per_layer: bool = False
-    """Train anew before each layer is scanned, as the reference study did: eight more trainings."""
+    """Train a new network before each layer is scanned, as the original report did: eight more trainings."""
 
     # 3. Choose
     allocation: Allocation = "reference"
-    """How much of each layer goes; random masks are the control, at the reference sparsities or uniform ones."""
+    """Rule for how much of each layer to prune.
+    reference: the sparsities of the original report. scan: from the sensitivity curves. uniform: the same everywhere.
+    global, lamp: one threshold for the whole network. erk: Erdős–Rényi kernel.
+    random: the control; it drops random weights, at the reference sparsities or at --sparsity in every layer."""
     sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Fraction of the convolution weights to prune, to a weight a layer; none: the reference's .7703 (scan: budget)."""
+    """Fraction of all convolution weights to prune.
+    none: .7703, as in the original report; with scan, as much as --accuracy-budget allows."""
     accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
-    """Held-out accuracy each layer alone may cost, for --allocation scan without --sparsity."""
+    """Accuracy on held-out images that pruning a single layer may cost, for --allocation scan without --sparsity."""
 
     # 4. Prune and fine-tune
     schedule: Literal["one-shot", "gradual"] = "one-shot"
-    """All at once before fine-tuning, or along a cubic curve while fine-tuning (Zhu & Gupta 2017)."""
+    """When to prune: all at once before the fine-tuning, or along a cubic curve during it (Zhu & Gupta 2017)."""
     gradual_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.7
-    """Fraction of the fine-tuning over which gradual pruning reaches its final sparsity."""
+    """Fraction of the fine-tuning after which gradual pruning reaches the final sparsity."""
     gradual_every: Annotated[int, Ge(1)] = 50
-    """Steps between two prunings of the gradual schedule."""
+    """Training steps between two prunings of the gradual schedule; fewer if that gives fewer than ten prunings."""
     regrow: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Fraction of a layer's kept weights, the smallest, whose places a gradual pruning gives to the largest gradients;
-    falls along a cosine to 0 at the last pruning (GraNet, Liu et al. 2021). 0 never brings a weight back."""
+    """Fraction of a layer's surviving weights that each gradual pruning swaps.
+    It swaps the smallest of them for the weights with the largest gradients (GraNet, Liu et al. 2021).
+    The fraction decays to 0 on a cosine until the last pruning. 0 never brings a weight back."""
     distillation: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Share of the fine-tuning's loss that comes from the dense network's predictions, the rest from the labels
-    (Hinton et al. 2015). 0 asks the labels alone."""
+    """Share of the fine-tuning loss that compares with the dense network's predictions (Hinton et al. 2015).
+    The rest compares with the labels. 0 uses only the labels."""
     temperature: Annotated[float, Gt(0)] = 4.0
-    """What both networks' logits are divided by to compare their predictions (4: Zagoruyko & Komodakis 2017)."""
+    """Temperature of the distillation: both networks' logits are divided by it (4: Zagoruyko & Komodakis 2017)."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
-    """Passes over the training split after (or while) pruning."""
+    """Passes over the training images after pruning, or while pruning gradually."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
     """Peak learning rate of the fine-tuning."""
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
@@ -93,7 +99,7 @@ class Settings(RunSettings):
 
     # 5. Account
     latency_seconds: Annotated[float, Ge(0)] = 2.0
-    """Time to spend on the latency of each batch size, three passes at least; beside other runs it means little."""
+    """Seconds to measure the latency of each batch size, with at least three passes. Measure on an idle machine."""
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
@@ -101,20 +107,20 @@ class Settings(RunSettings):
             raise UsageError(f"--dense-weights {self.dense_weights}: no such file")
         if self.dense_weights is not None and self.retrain_per_layer:
             raise UsageError(
-                "--dense-weights with --retrain-per-layer: one starts from a network, the other trains anew"
+                "--dense-weights with --retrain-per-layer: the first trains no network, the second one for each layer"
             )
         if self.allocation == "reference" and self.sparsity is not None:
             others = ", ".join(name for name in get_args(Allocation) if name != "reference")
             raise UsageError(
-                f"--sparsity {self.sparsity} with --allocation reference, which has its own: choose {others}"
+                f"--sparsity {self.sparsity} with --allocation reference, whose sparsities are fixed: choose {others}"
             )
         budget = self.accuracy_budget
         if budget != Settings.accuracy_budget and (self.allocation != "scan" or self.sparsity is not None):
-            raise UsageError(f"--accuracy-budget {budget}: it is for --allocation scan without --sparsity")
+            raise UsageError(f"--accuracy-budget {budget}: it is only for --allocation scan without --sparsity")
         if self.regrow and self.allocation == "random":
-            raise UsageError(f"--regrow {self.regrow} with --allocation random, the control for every criterion")
+            raise UsageError(f"--regrow {self.regrow} with --allocation random: the control does not look at gradients")
         if self.temperature != Settings.temperature and not self.distillation:
-            raise UsageError(f"--temperature {self.temperature}: it is for --distillation above 0")
+            raise UsageError(f"--temperature {self.temperature}: it is only for --distillation above 0")
         for name in ("gradual_fraction", "gradual_every", "regrow"):
             if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is for --schedule gradual")
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is only for --schedule gradual")

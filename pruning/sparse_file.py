@@ -1,15 +1,19 @@
-"""A pruned network in few bytes: delta-coded, entropy-coded positions and float32, float16 or codebook values.
+"""A pruned network in a small file: positions as compressed gaps, values in float32, float16 or from a codebook.
 
-`python pruning/sparse_file.py FILE` checks a file and lists what is in it.
+`python pruning/sparse_file.py FILE` checks a file and lists its layers.
 
-Layout: magic, version (u16), header length (u32), header (JSON, zstd), sections (zstd frames, lengths in the header),
-SHA-256 of all before it. A masked tensor is two sections, the gaps between kept positions and the values, or three: the
-gaps, the codebook and each value's code in it. Every other tensor is one.
-Gaps are one byte each, 255 meaning "255 and more follows". zstandard at level 19 brings them within 1.5 % of the
-entropy of the mask at every sparsity from 50 to 98 % (LZMA: 2–13 % over; constriction's range coder: under 0.2 %, for a
-dependency with few users and no stable format), and it is in Python's own library from 3.14 on. Values of megabytes go
-through level 1: level 19 takes seconds to make them smaller by 1.5 %, or larger.
-Sharing values through k-means codebooks follows Han et al. 2016, "Deep Compression", section 3.
+Layout of the file: magic, version (u16), header length (u32), header (JSON, zstd), sections (zstd frames, whose lengths
+the header gives), SHA-256 of everything before it. A pruned tensor has two sections: the gaps between the kept
+positions, and the values. With a codebook it has three: the gaps, the codebook, and the code of each value. Every other
+tensor has one section.
+
+A gap takes one byte; 255 means "255, and more follows". zstandard at level 19 compresses the gaps to within 1.5 % of
+the entropy of the mask, at every sparsity from 50 to 98 %. LZMA needs 2 to 13 % more than the entropy; the range coder
+of constriction needs under 0.2 % more, but it is a dependency with few users and no stable format. From Python 3.14 on,
+zstandard is in the standard library. Sections of more than a megabyte are compressed at level 1: level 19 takes seconds
+and makes them 1.5 % smaller at best.
+
+Codebooks of shared values, found by k-means, follow Han et al. 2016, "Deep Compression", section 3.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"torch.float32": np.dtype("<f4"), "torch.int
 
 @dataclasses.dataclass(frozen=True)
 class SparseNetwork:
-    """What a sparse file holds: the state dict, the masks of its pruned layers, and how the values were stored."""
+    """The content of a sparse file: the state dict, the masks of the pruned layers, and the format of the values."""
 
     weights: dict[str, Tensor]
     masks: Masks
@@ -53,11 +57,14 @@ class SparseNetwork:
 
 
 def save_sparse(path: Path, weights: Mapping[str, Tensor], masks: Masks, values: Values) -> int:
-    """Writes a state dict whose tensors `<layer>.weight` are pruned by `masks[layer]`; returns the bytes on disk.
+    """Writes a state dict whose tensors `<layer>.weight` are pruned by `masks[layer]`; returns the size in bytes.
 
-    `float32` gives everything back bit for bit. `float16` rounds every value to the nearest half: a relative error of
-    2⁻¹¹ at most, or 2⁻²⁵ absolute for the tiniest. `codebook8` and `codebook5` share 256 or 32 values in each layer and
-    keep all other tensors as float16.
+    `float32` restores everything bit for bit. `float16` rounds every value to the nearest half-precision number: the
+    error is at most 2⁻¹¹ of the value, or 2⁻²⁵ for the smallest values. `codebook8` and `codebook5` give each layer 256
+    or 32 shared values, and keep all other tensors as float16.
+
+    Raises:
+        ValueError: a dropped weight is not zero.
     """
     content = pack(weights, masks, values)
     write_atomically(path, content)
@@ -79,7 +86,7 @@ def load_sparse(path: Path) -> SparseNetwork:
 
 
 def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values) -> bytes:
-    """Returns the bytes of a sparse file, see `save_sparse`."""
+    """Returns the content of a sparse file, see `save_sparse`."""
     sections: list[bytes] = []
     entries: list[dict[str, Any]] = []
 
@@ -125,7 +132,7 @@ def unpack(content: bytes) -> SparseNetwork:
     """Returns the network in the bytes of a sparse file.
 
     Raises:
-        ValueError: the bytes are not a whole sparse file of this version.
+        ValueError: the bytes are not a complete sparse file of this version.
     """
     if len(content) < PREFIX.size + 32 or not content.startswith(MAGIC):
         raise ValueError("not a sparse network file")
@@ -134,7 +141,7 @@ def unpack(content: bytes) -> SparseNetwork:
         raise ValueError(f"format version {version}, this code reads version {VERSION}")
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
         raise ValueError("truncated or damaged (its checksum does not match)")
-    # From here on the bytes are what `pack` wrote, so an inconsistency is a forged file, refused all the same.
+    # The checksum is right, so only a forged file can be inconsistent from here on. It is refused too.
     try:
         return _read_sections(content, header_bytes)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
@@ -179,7 +186,7 @@ def _compress(content: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level).compress(content)
 
 
-@functools.lru_cache(maxsize=8)  # the layers of one network: its four files have the same gaps
+@functools.lru_cache(maxsize=8)  # the eight layers of a network, whose four files have the same gaps
 def _compressed_gaps(gaps: bytes) -> bytes:
     return _compress(gaps, 19)
 
@@ -191,7 +198,7 @@ def _decompress(frame: bytes, limit: int) -> bytes:
 
 
 def _gap_bytes(positions: np.ndarray) -> bytes:
-    """Returns the zeros before each kept position, one byte each, 255 meaning "255 and more follows"."""
+    """Returns the number of zeros before each kept position, a byte each; 255 means "255, and more follows"."""
     full, rest = np.divmod(np.diff(positions, prepend=-1) - 1, 255)
     coded = np.full(len(positions) + int(full.sum()), 255, np.uint8)
     coded[np.cumsum(full + 1) - 1] = rest
@@ -208,7 +215,10 @@ def _positions(gaps: bytes, size: int, count: int) -> np.ndarray:
 
 
 def _planes(array: np.ndarray) -> bytes:
-    """Returns first bytes, then second bytes, and so on: exponents beside exponents compress, whole floats do not."""
+    """Returns all first bytes, then all second bytes, and so on.
+
+    The exponents then lie side by side and compress well; whole floats do not.
+    """
     return array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
 
 
@@ -218,9 +228,10 @@ def _from_planes(content: bytes, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns shared values (float16, sorted) and the uint8 code of each value's nearest, by k-means on the values.
+    """Returns the shared values (float16, sorted) and, for each value, the uint8 code of the nearest shared one.
 
-    k-means starts from evenly spaced values (Han et al. 2016, section 3.2) and sees 20,000 evenly ranked ones.
+    The shared values are found by k-means, which starts from evenly spaced values (Han et al. 2016, section 3.2) and
+    runs on at most 20,000 of the values, evenly spaced in their order.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -230,7 +241,7 @@ def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]
     if len(distinct) > entries:
         starts = np.linspace(distinct[0], distinct[-1], entries).reshape(-1, 1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for are welcome
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for are fine
             clusters = KMeans(entries, init=starts, n_init=1, max_iter=50).fit(ranked.reshape(-1, 1))
         distinct = np.unique(clusters.cluster_centers_)
     codebook = distinct.astype(np.float16)
@@ -240,14 +251,14 @@ def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Checks a sparse network file and lists what is in it."""
+    """Checks a sparse network file and lists its layers."""
 
     file: tyro.conf.Positional[Path]
-    """The file, such as results/pruning/<run>/checkpoints/network.float16.sparse."""
+    """File to check, such as results/pruning/<run>/checkpoints/network.float16.sparse."""
 
 
 def main(options: Inspect) -> None:
-    """Prints format, size and kept weights of the file on the command line."""
+    """Prints the format and size of the file, and how many weights each layer keeps."""
     network = load_sparse(options.file)
     print(f"{options.file}: version {VERSION}, values {network.values}, {options.file.stat().st_size:,} bytes, intact")
     for layer, mask in network.masks.items():
