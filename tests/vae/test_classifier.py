@@ -1,4 +1,4 @@
-"""The classifier that judges samples: good enough on real images, and its features those before the ReLU."""
+"""The classifier that evaluates samples: good enough on real images, and its features those before the ReLU."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from common import cli, data
 from common.data import Split
 from common.experiment import Run
-from vae.classifier import Classifier, drawn, judge
+from vae.classifier import Classifier, drawn, trained_judge
 from vae.settings import Settings
 from vae.train import main
 
@@ -37,7 +37,7 @@ def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(threads)))  # each trains its own
             torch.set_num_threads(threads)
             settings = Settings(results_dir=tmp_path, run_name=f"threads{threads}")
-            digests.add(judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
+            digests.add(trained_judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
             assert torch.get_num_threads() == threads
             assert list((tmp_path / str(threads)).rglob("classifier-*.safetensors"))
     finally:
