@@ -62,7 +62,7 @@ def main(settings: Settings) -> None:
     say(f"    ELBO {metrics['elbo']:.2f} nats, {nll}")
 
     say("3/5 evaluating samples")
-    # The classifier sees the grey images, as the samples are grey: the decoder's means, not draws from them.
+    # Samples are the decoder's means, which are grey, so the classifier compares them with the grey images.
     judge = trained_judge(run, dataset, settings.generated)
     metrics["classifier"] = {"accuracy": judge.accuracy, "weights_sha256": judge.digest}
     generated = generate(settings, model, seen.train)
@@ -141,10 +141,8 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
         bound = bounds.evaluate_bounds(network, held_out, prior, samples=1, seed=0)
         means, _ = bounds.posterior_means(network, held_out)
         run.histogram("latent/posterior_means", means, epoch)
-        rows = [
-            objective.pixels(held_out[:16]),
-            *(bounds.decoded(network, codes) for codes in (means[:16], fixed_codes)),
-        ]
+        reconstructed, drawn = (bounds.decoded(network, codes) for codes in (means[:16], fixed_codes))
+        rows = [objective.pixels(held_out[:16]), reconstructed, drawn]
         run.image("early_look", figures.image_grid(rows), epoch)
         scalars = {f"{name}/validation": bound[name] for name in ("elbo", "reconstruction", "kl")}
         return scalars | {"active_units": bounds.active_units(means, prior)}
@@ -167,7 +165,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
 
 
 def likelihood_bounds(settings: Settings, model: VAE, images: Tensor) -> dict[str, float]:
-    """Returns the bounds of uint8 test images, with the number of codes an image that they were computed from."""
+    """Returns the bounds of uint8 test images, and the number of codes for each image that they are computed from."""
     samples = settings.nll_samples or (5000 if images.device.type == "cuda" else 100)
     prior = settings.prior_on(images.device)
     return {

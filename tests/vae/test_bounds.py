@@ -107,6 +107,7 @@ def test_bound_of_a_linear_gaussian_model_with_its_exact_posterior_is_its_likeli
     assert -many["elbo"] == pytest.approx(truth, abs=0.1)
 
 
+@pytest.mark.slow
 def test_bound_tightens_with_more_codes_towards_the_likelihood() -> None:
     wrong = LinearGaussian(widen=2.0)
     images = wrong.images(40)

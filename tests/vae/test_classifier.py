@@ -14,6 +14,7 @@ from vae.settings import Settings
 from vae.train import main
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_classifier_reaches_99_percent_on_mnist(
     real_data_dir: Path, tmp_path: Path, own_cache: None, capsys: pytest.CaptureFixture[str]
@@ -29,6 +30,7 @@ def test_classifier_reaches_99_percent_on_mnist(
     assert -250 < metrics["elbo"] < -140
 
 
+@pytest.mark.slow
 def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
     before, digests = torch.get_num_threads(), set()
