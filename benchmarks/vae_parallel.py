@@ -1,8 +1,9 @@
-"""Several VAEs at a time on one machine: one after the other, a process a core, or in lockstep as stacked weights.
+"""Several VAEs on one machine: one after the other, one process for each core, or in lockstep with stacked weights.
 
-`python benchmarks/vae_parallel.py`; which of them trains most images a second decides how `vae/study.py` runs. Lockstep
-is `torch.func`: the weights of all models stacked, one vectorised forward and backward, one fused Adam. Same networks,
-batch, likelihood and number format everywhere; the ways take turns, and the rates are medians over the rounds.
+`python benchmarks/vae_parallel.py`; `vae/study.py` runs its models in the way that trains most images a second.
+Lockstep uses `torch.func`: the weights of all models are stacked, with one vectorised forward and backward pass and one
+fused Adam. Networks, batch, likelihood and number format are the same everywhere. The ways take turns, and the rates
+are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from vae.settings import Settings as VaeSettings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Several VAEs at a time: one after the other, a process a core, or in lockstep."""
+    """Several VAEs: one after the other, one process for each core, or in lockstep."""
 
     rounds: int = 5
-    """Rounds; in each one every way runs in turn."""
+    """Rounds; in each one, every way runs in turn."""
     steps: int = 60
     """Training steps of each model in a round."""
     at_once: int = 2
@@ -118,7 +119,7 @@ def _build(settings: Settings) -> models.VAE:
 
 
 def serve(settings: Settings) -> None:
-    """Runs one process of a way: for every line on standard input so many steps, and the seconds they took back."""
+    """Runs one process of a way: for every line on standard input it takes the steps and prints their seconds."""
     device = set_up("cpu", settings.threads)
     mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
     step = (lockstep if settings.stacked else one_model)(settings, mnist.train.images)

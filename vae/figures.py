@@ -1,4 +1,4 @@
-"""What the model makes and how it orders what it sees: one function a figure."""
+"""The figures: training curves, samples, reconstructions and the space of codes; one function for each figure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch.distributions import Normal
 from common.data import Split
 from common.plotting import COLOURS, figure
 from common.stats import Interval, number
+from vae.bounds import decoded
 from vae.models import SIDE, VAE
-from vae.objective import decoded, pixels
+from vae.objective import pixels
 from vae.priors import kl_divergence
 
 History = Mapping[str, list[float]]
@@ -29,15 +30,15 @@ CLASS_COLOURS = (
 )
 
 
-def rows_of_pictures(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
-    """Returns one image `(1, H, W)` in [0, 1] with `rows` of pictures `(N, 1, 28, 28)` under one another."""
+def image_grid(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
+    """Returns one image `(1, H, W)` in [0, 1] that shows `rows` of images `(N, 1, 28, 28)` under one another."""
     padded = [torch.nn.functional.pad(row, (gap // 2,) * 4, value=0.2) for row in rows]
     return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1).clamp(0, 1)
 
 
 def _show(axes: Axes, rows: Sequence[Tensor], gap: int = 2) -> None:
-    """Draws `rows` of pictures, ink black on white."""
-    axes.imshow(rows_of_pictures(rows, gap)[0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    """Draws `rows` of images, black ink on white."""
+    axes.imshow(image_grid(rows, gap)[0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -76,21 +77,21 @@ def training(history: History, title: str, caption: str) -> Figure:
 
 
 def reconstructions(model: VAE, test: Split, title: str, caption: str, columns: int = 20) -> Figure:
-    """Test images as the model sees them over what the decoder makes of their posterior means; two of each class."""
+    """Test images as the model sees them, and below what it decodes from their posterior means; two of each class."""
     by_class = [rows for c in range(10) if len(rows := (test.labels == c).nonzero().flatten()[: columns // 10])]
     images = pixels(test.images[torch.cat(by_class)])
     with torch.inference_mode():
-        made = decoded(model, model.encode(images)[0])
+        reconstructed = decoded(model, model.encode(images)[0])
     sheet, (axes,) = figure(f"Reconstructions: {title}", caption, size=(10, 1.9))
-    _show(axes, [images, made])
+    _show(axes, [images, reconstructed])
     _label_rows(axes, ["test image as seen", "reconstruction"])
     return sheet
 
 
-def samples(pictures: Tensor, title: str, caption: str, columns: int = 10) -> Figure:
-    """A square of pictures `(N, 1, 28, 28)`."""
+def samples(images: Tensor, title: str, caption: str, columns: int = 10) -> Figure:
+    """A square of images `(N, 1, 28, 28)`."""
     sheet, (axes,) = figure(title, caption, size=(6, 6.5))
-    _show(axes, list(pictures.split(columns)))
+    _show(axes, list(images.split(columns)))
     return sheet
 
 
@@ -113,7 +114,7 @@ def latent_scatter(
 ) -> Figure:
     """Posterior means of the test images by class; the prior's contours at 1, 2 and 3 deviations.
 
-    Of more than two dimensions it shows the two that carry most KL; the prior's contours are circles in any two.
+    If there are more than two dimensions it shows the two with most KL; the prior's contours are circles in any two.
     """
     if means.shape[1] == 1:
         return _latent_histogram(means, labels, prior, title, caption)
@@ -159,7 +160,7 @@ def _latent_histogram(means: Tensor, labels: Tensor, prior: Normal, title: str, 
 def traversals(
     model: VAE, means: Tensor, deviations: Tensor, prior: Normal, title: str, caption: str, columns: int = 11
 ) -> Figure:
-    """One test image's code with one dimension at a time moved through ±3 deviations of the prior, most KL first."""
+    """One test image's code, one dimension at a time moved through ±3 deviations of the prior; most KL first."""
     kl = kl_divergence(means, 2 * deviations.log(), prior).mean(0)
     order = kl.argsort(descending=True)[:16]
     steps = torch.linspace(-3, 3, columns, device=means.device) * prior.stddev + prior.mean
@@ -175,7 +176,7 @@ def traversals(
 
 
 def interpolations(model: VAE, means: Tensor, test: Split, title: str, caption: str, columns: int = 12) -> Figure:
-    """Straight lines between the codes of two test images each, the images themselves at the ends."""
+    """Images decoded along straight lines between the codes of two test images, which stand at the ends."""
     by_class = [int(rows[0]) for c in range(10) if len(rows := (test.labels == c).nonzero())]
     pairs = list(zip(by_class, by_class[1:] + by_class[:1], strict=True))[::2] + list(
         zip(by_class[:5], by_class[5:], strict=False)
@@ -194,7 +195,7 @@ def interpolations(model: VAE, means: Tensor, test: Split, title: str, caption: 
 
 
 def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> Figure:
-    """FID, density and coverage of both samplers between ceiling and floor; the classes their samples fall into."""
+    """FID, density and coverage of both samplers between ceiling and floor, and the classes of their samples."""
     sheet, (distance, shares, classes) = figure(f"Samples: {title}", caption, columns=3, size=(11, 3.6))
     names = list(rows)
     colours = [COLOURS[0] if "samples" in name else "0.75" for name in names]
@@ -229,7 +230,7 @@ def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> 
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """Returns the bounds and the verdicts on samples as text for the terminal."""
+    """Returns the bounds and the quality of samples as text for the terminal."""
     lines = [
         f"ELBO {metrics['elbo']:.2f} = −(reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}) "
         f"nats, NLL at most {metrics['nll']:.2f} ({metrics['nll_samples']} codes), "
@@ -242,22 +243,22 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sheet_of_samples(pictures: Mapping[str, Tensor], captions: Mapping[str, str], caption: str) -> Figure:
+def sheet_of_samples(samples: Mapping[str, Tensor], captions: Mapping[str, str], caption: str) -> Figure:
     """Samples of several models `(64, 1, 28, 28)` side by side, each under its name and figures."""
-    columns = min(4, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(4, len(samples))
+    rows = -(-len(samples) // columns)
     size = (3.1 * columns, 3.7 * rows + 0.5)
     sheet, panels = figure("Samples from each model's own prior", caption, rows=rows, columns=columns, size=size)
-    for axes, (name, images) in zip(panels, pictures.items(), strict=False):
+    for axes, (name, images) in zip(panels, samples.items(), strict=False):
         _show(axes, list(images.split(8)))
         axes.set_title(captions[name], fontsize=8)
-    for axes in panels[len(pictures) :]:
+    for axes in panels[len(samples) :]:
         axes.set_visible(False)
     return sheet
 
 
 def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: str) -> Figure:
-    """Paired differences with their intervals, one row a claim: the conclusive ones in colour."""
+    """Paired differences with their intervals, one row for each claim; conclusive ones are coloured."""
     figures = {"fid": "FID (lower is better)", "elbo": "ELBO [nats] (higher is better)"}
     size = (11, 1.3 + 0.42 * len(differences))
     sheet, panels = figure("Differences, seed by seed, with 95 % intervals", caption, columns=2, size=size)

@@ -37,12 +37,12 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 def neighbour_radii(real: Tensor, neighbours: int = 5, rows_at_once: int = 1000) -> Tensor:
-    """Returns the distance of each real feature `(N, D)` to its k-th nearest other one, `(N,)`."""
+    """Returns each real feature's distance to its k-th nearest other one, `(N,)`, for features `(N, D)`."""
     radii = []
     for start in range(0, len(real), rows_at_once):
         distances = torch.cdist(real[start : start + rows_at_once], real)
         rows = torch.arange(len(distances), device=real.device)
-        distances[rows, start + rows] = 0  # exactly: the fast distance of a point to itself is a rounding error
+        distances[rows, start + rows] = 0  # exactly 0: the fast distance of a point to itself is a rounding error
         radii.append(distances.topk(neighbours + 1, largest=False).values[:, -1])
     return torch.cat(radii)
 
@@ -52,9 +52,9 @@ def density_and_coverage(
 ) -> tuple[float, float]:
     """Returns density and coverage of `fake` (M, D) around `real` (N, D) with its k-th neighbour `radii` (N,).
 
-    Density: how many real neighbourhoods a fake feature lies in on average, over k; about 1 for real data, more where
-    fakes crowd into dense regions. Coverage: fraction of real features with a fake one in their neighbourhood.
-    Naeem et al. 2020, Eqs. 3 and 4.
+    Density: the mean number of real neighbourhoods that a fake feature lies in, divided by k. It is about 1 for real
+    images and more if fakes crowd into dense regions. Coverage: the fraction of real features with a fake one in their
+    neighbourhood. Naeem et al. 2020, Eqs. 3 and 4.
     """
     inside, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for rows in fake.split(rows_at_once):

@@ -12,17 +12,22 @@ from torch import Tensor, nn
 from common.fast.convolution import MatrixConv2d, MatrixConvTranspose2d
 
 Architecture = Literal["fc", "conv", "deep"]
-# On MNIST, 12 epochs: silu gains a nat over relu in `conv`; in `fc` it leaves a quarter of 16 dimensions unused.
+ARCHITECTURE_TITLES: dict[Architecture, str] = {
+    "fc": "fully connected",
+    "conv": "convolutional",
+    "deep": "deep convolutional",
+}
+# On MNIST, 12 epochs: SiLU gains a nat over ReLU in `conv`; in `fc` it leaves a quarter of 16 dimensions unused.
 ACTIVATIONS: dict[Architecture, type[nn.Module]] = {"fc": nn.ReLU, "conv": nn.SiLU, "deep": nn.ReLU}
 SIDE = 28  # pixels
 
 
 class VAE(nn.Module):
-    """Posterior N(m(x), s(x)²) over codes, and what the likelihood is made of for a code (Kingma & Welling 2014).
+    """Posterior q(z|x) = N(m(x), s(x)²) over codes, and the means of p(x|z) for a code (Kingma & Welling 2014).
 
-    `encoder` maps images `(B, 1, 28, 28)` to features `(B, width)`, `decoder` features `(B, width)` to one number a
-    pixel: the logit of its mean. Codes are computed in float32 also under autocast: a posterior can be narrower than
-    the steps of bfloat16.
+    `encoder` maps images `(B, 1, 28, 28)` to features `(B, width)`. `decoder` maps features `(B, width)` to one number
+    for each pixel, the logit of its mean. Codes are computed in float32 also under autocast: a posterior can be
+    narrower than the steps of bfloat16.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ def build(
 
 
 def _fully_connected(hidden: Sequence[int], act: type[nn.Module]) -> tuple[nn.Module, nn.Module, int]:
-    """784 → hidden, and hidden reversed → 784; with [400] and 20 dimensions the network of PyTorch's VAE example."""
+    """Returns 784 → hidden and its mirror image; with 400 and 20 dimensions it is PyTorch's example network."""
     sizes = [SIDE * SIDE, *hidden]
     down = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), act())]
     up = [layer for pair in itertools.pairwise(sizes[::-1]) for layer in (nn.Linear(*pair), act())]
@@ -84,7 +89,7 @@ def _fully_connected(hidden: Sequence[int], act: type[nn.Module]) -> tuple[nn.Mo
 
 
 def _convolutional(channels: int, act: type[nn.Module], width: int = 256) -> tuple[nn.Module, nn.Module, int]:
-    """Convolutions over a 7×7 grid of 4×4-pixel patches, a hidden layer, and the mirror image of both."""
+    """Returns convolutions over a 7×7 grid of 4×4-pixel patches with a hidden layer, and their mirror image."""
     flat = channels * 49
 
     def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -104,7 +109,7 @@ def _convolutional(channels: int, act: type[nn.Module], width: int = 256) -> tup
 
 
 def _deep(act: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
-    """Four strided convolutions with batch norm and three transposed ones, 18 million parameters (Pythae's layers)."""
+    """Returns Pythae's layers, 18 million parameters: four strided convolutions, and three transposed ones."""
     encoder = nn.Sequential(
         *(nn.Conv2d(1, 128, 4, 2, 1), nn.BatchNorm2d(128), act()),  # (B, 128, 14, 14)
         *(nn.Conv2d(128, 256, 4, 2, 1), nn.BatchNorm2d(256), act()),  # (B, 256, 7, 7)

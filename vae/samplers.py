@@ -1,4 +1,4 @@
-"""Where codes come from when new images are wanted: the model's prior, or a mixture fitted to its codes."""
+"""Where the codes of new images come from: the model's prior, or a mixture fitted to codes of training images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prior_codes(prior: Normal, count: int, latent: int, seed: int) -> Tensor:
 def mixture_codes(means: Tensor, count: int, seed: int) -> Tensor:
     """Returns codes `(count, latent)` from a Gaussian mixture fitted to the posterior means `(N, latent)` of images.
 
-    What the decoder was trained to decode lies where the codes are, which need not be where the prior is
+    The decoder was trained on codes from the posteriors, and these need not lie where the prior has its mass
     (ex-post density estimation, Ghosh et al. 2020, section 4).
     """
     random_state = stream_seed(seed, "mixture codes")

@@ -25,10 +25,10 @@ from common.experiment import Run, say
 from common.files import load_weights, read_metrics, write_atomically
 from common.sweep.jobs import Job, Work, at_once, here, options, run_jobs, threads_each
 from common.tables import BOLD, Table, counted, difference
-from vae import figures, objective, samplers
-from vae.classifier import judge
+from vae import bounds, figures, samplers
+from vae.classifier import trained_judge
 from vae.settings import Settings
-from vae.train import initial_model, model_title
+from vae.train import initial_model
 
 COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "elbo": ("ELBO", 2),
@@ -119,7 +119,7 @@ def main(settings: StudySettings) -> None:
     models = {name: settings.model_settings(name) for name in settings.models}
 
     say(f"1/3 the classifier that judges samples of {images.caption}")
-    judge(run, images, next(iter(models.values())).generated)
+    trained_judge(run, images, next(iter(models.values())).generated)
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     # Threads change the last digits: a study resumed on another machine keeps those that it began with.
@@ -141,7 +141,7 @@ def main(settings: StudySettings) -> None:
     claims = {claim: compare(figures_of[one], figures_of[other]) for claim, (one, other) in settings.claims.items()}
     first = {name: folders[row[0].name] for name, row in jobs.items()}
     pictures = {name: first_samples(models[name], folder, device) for name, folder in first.items()}
-    captions = {name: panel_caption(model_title(models[name]), figures_of[name]) for name in models}
+    captions = {name: panel_caption(models[name].model_title, figures_of[name]) for name in models}
     run.figure("samples", figures.sheet_of_samples(pictures, captions, images.caption))
     if claims:
         run.figure("claims", figures.claims(claims, images.caption))
@@ -184,7 +184,7 @@ def first_samples(settings: Settings, folder: Path, device: torch.device, count:
     except RuntimeError:
         raise RunError(f"{path}: not the weights of this model; delete {folder} to run it anew") from None
     codes = samplers.prior_codes(settings.prior_on(device), count, settings.latent, settings.seed)
-    return objective.decoded(model.eval(), codes)
+    return bounds.decoded(model.eval(), codes)
 
 
 def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:

@@ -1,10 +1,13 @@
-"""Convolutions of wide layers on small maps as one matrix product each, where that is faster: on a CPU.
+"""Convolutions of wide layers on small maps as one matrix product each, where this is faster: on a CPU.
 
-A convolution is `patches` of the input times a matrix; a transposed one is a matrix product whose overlapping results
-are added up by `overlap_add`. The two are each other's transposes, so each is the other's gradient. On 2 cores and in
-bfloat16 this takes two fifths off the time of Pythae's layers from 7×7 pixels down and a third off a whole training
-step of VGG11, whose four layers of 512 channels on 4×4 and 2×2 maps it computes; with 64 channels, or on maps of more
-pixels, torch's own are faster.
+Equal to `nn.Conv2d` and `nn.ConvTranspose2d` in value and in all gradients, to rounding. A convolution is `patches` of
+the input times a matrix; a transposed one is a matrix product whose overlapping results `overlap_add` sums. The two
+are each other's transposes, so each is the other's gradient. torch's kernels for a CPU handle such shapes badly,
+a large matrix product they handle well: on 2 cores and in bfloat16 this takes two fifths off the time of Pythae's
+layers from 7×7 pixels down, and a third off a whole training step of VGG11, where it computes the four layers of
+512 channels on 4×4 and 2×2 maps. With 64 channels, or on larger maps, torch's kernels are faster.
+
+On a GPU, and with `TRILAB_PLAIN=1`, both classes run torch's own kernels.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from common import fast
 
 Geometry = tuple[int, int, int]  # kernel size, stride, padding; all layers here are square
 
@@ -32,7 +37,7 @@ def patches(maps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
 
 
 def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
-    """Returns maps `(B, *size, C)`: each input position's `(B, h, w, k·k·C)` taps added where the kernel puts them."""
+    """Returns maps `(B, *size, C)`: the taps `(B, h, w, k·k·C)` of each input position, added where the kernel lies."""
     kernel, stride, padding = geometry
     batch, rows, columns, width = taps.shape
     channels = width // kernel**2
@@ -48,7 +53,7 @@ def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tens
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a kernel `(A, B, k, k)` as the matrix `(A, k·k·B)`; no copy but the cast's where it is channels-last."""
+    """Returns a kernel `(A, B, k, k)` as the matrix `(A, k·k·B)`; of a channels-last kernel only the cast is a copy."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1).to(dtype)
 
 
@@ -119,15 +124,16 @@ class _TransposedConvolution(torch.autograd.Function):
 
 
 def _dtype(maps: Tensor) -> torch.dtype:
+    """Returns the number format of the product: autocast's, or that of the input."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
 
 
 class MatrixConv2d(nn.Conv2d):
-    """`nn.Conv2d` with a square kernel, the same stride and padding both ways; on a CPU as one matrix product."""
+    """`nn.Conv2d` with a square kernel and equal stride and padding both ways; on a CPU as one matrix product."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns `(B, out, H′, W′)` for `(B, in, H, W)`."""
-        if input.device.type != "cpu":
+        if fast.PLAIN or input.device.type != "cpu":
             return super().forward(input)
         assert self.bias is not None
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
@@ -138,11 +144,11 @@ class MatrixConv2d(nn.Conv2d):
 
 
 class MatrixConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` with a square kernel, stride and padding the same both ways; on a CPU a matrix product."""
+    """`nn.ConvTranspose2d` with a square kernel and equal stride and padding both ways; on a CPU a matrix product."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Returns `(B, out, H′, W′)` for `(B, in, H, W)`."""
-        if input.device.type != "cpu":
+        if fast.PLAIN or input.device.type != "cpu":
             return super().forward(input, output_size)
         assert self.bias is not None
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])

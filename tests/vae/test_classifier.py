@@ -1,4 +1,4 @@
-"""The classifier that judges samples: good enough on real images, and its features those before the ReLU."""
+"""The classifier that evaluates samples: good enough on real images, and its features those before the ReLU."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,12 @@ import torch
 from common import cli, data
 from common.data import Split
 from common.experiment import Run
-from vae.classifier import Classifier, drawn, judge
+from vae.classifier import Classifier, drawn, trained_judge
 from vae.settings import Settings
 from vae.train import main
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_classifier_reaches_99_percent_on_mnist(
     real_data_dir: Path, tmp_path: Path, own_cache: None, capsys: pytest.CaptureFixture[str]
@@ -29,6 +30,7 @@ def test_classifier_reaches_99_percent_on_mnist(
     assert -250 < metrics["elbo"] < -140
 
 
+@pytest.mark.slow
 def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
     before, digests = torch.get_num_threads(), set()
@@ -37,7 +39,7 @@ def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(threads)))  # each trains its own
             torch.set_num_threads(threads)
             settings = Settings(results_dir=tmp_path, run_name=f"threads{threads}")
-            digests.add(judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
+            digests.add(trained_judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
             assert torch.get_num_threads() == threads
             assert list((tmp_path / str(threads)).rglob("classifier-*.safetensors"))
     finally:

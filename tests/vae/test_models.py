@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from vae import models
 from vae.settings import Settings
-from vae.train import model_title
 
 
 @pytest.mark.parametrize("arch", ["fc", "conv", "deep"])
@@ -44,7 +43,7 @@ def test_codes_are_float32_under_autocast() -> None:
 
 
 def test_an_architecture_that_has_no_title_yet_goes_by_its_name() -> None:
-    assert model_title(Settings(arch="mine")).startswith("mine VAE, prior N(0, 1)")  # type: ignore[arg-type]
+    assert Settings(arch="mine").model_title.startswith("mine VAE, prior N(0, 1)")  # type: ignore[arg-type]
 
 
 def test_learned_noise_only_where_asked() -> None:

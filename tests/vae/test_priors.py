@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from vae import models, objective, priors
+from vae import bounds, models, priors
 
 finite = st.floats(-4, 4)
 
@@ -57,11 +57,11 @@ def test_mapped_weights_give_the_same_bounds_under_the_other_prior(
     torch.manual_seed(0)
     model = models.build(arch, 3, hidden=(32,), channels=8)
     images = torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    before = objective.evaluate_bounds(model, images, normal(0.0, 1.0), samples=7, seed=0)
+    before = bounds.evaluate_bounds(model, images, normal(0.0, 1.0), samples=7, seed=0)
     mapped = models.build(arch, 3, hidden=(32,), channels=8)
-    mapped.load_state_dict(priors.carried_to(model.state_dict(), normal(mean, std)))
-    after = objective.evaluate_bounds(mapped, images, normal(mean, std), samples=7, seed=0)
-    unmapped = objective.evaluate_bounds(model, images, normal(mean, std), samples=7, seed=0)
+    mapped.load_state_dict(priors.mapped_to(model.state_dict(), normal(mean, std)))
+    after = bounds.evaluate_bounds(mapped, images, normal(mean, std), samples=7, seed=0)
+    unmapped = bounds.evaluate_bounds(model, images, normal(mean, std), samples=7, seed=0)
     assert after == pytest.approx(before, rel=1e-5)
     assert abs(unmapped["kl"] - before["kl"]) > 0.1  # the map is what makes them the same
 
@@ -69,5 +69,5 @@ def test_mapped_weights_give_the_same_bounds_under_the_other_prior(
 def test_map_leaves_its_argument_alone() -> None:
     weights = models.build("fc", 2, hidden=(8,), channels=8).state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
-    priors.carried_to(weights, normal(1.0, 2.0))
+    priors.mapped_to(weights, normal(1.0, 2.0))
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common import fast
 from common.fast.adam import Adam
 
 
@@ -18,8 +19,10 @@ def loss(weights: list[nn.Parameter]) -> Tensor:
     return sum(((weight - 1) ** 4).sum() for weight in weights) + weights[0].mean() * weights[2].sum()
 
 
-def test_same_steps_as_torchs_plain_adam() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_same_steps_as_torchs_plain_adam(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the version that is neither fused nor for many tensors at a time, with a rate for each group."""
+    monkeypatch.setattr(fast, "PLAIN", plain)
     ours, theirs = parameters(), parameters()
     optimizer = Adam((ours[:2], 1e-2), (ours[2:], 1e-3))
     groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 1e-3}]
@@ -77,3 +80,11 @@ def test_goes_on_from_its_state() -> None:
     assert all(torch.equal(one, other) for one, other in zip(ours, weights, strict=True))
     with pytest.raises(ValueError, match="argument 2 is longer"):
         Adam((weights[:2], 1e-2)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_module_without_parameters_is_a_group_too(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "PLAIN", plain)
+    weights = parameters()
+    Adam((nn.ReLU().parameters(), 1e-3), (weights, 1e-2)).descend(loss(weights))
+    assert not torch.equal(weights[0], parameters()[0])

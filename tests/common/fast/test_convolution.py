@@ -1,4 +1,4 @@
-"""The matrix form of convolutions against torch's own, forward and backward, in double precision."""
+"""The matrix form of convolutions against torch's own, forward and backward, in three number formats."""
 
 import pytest
 import torch
@@ -16,23 +16,25 @@ SHAPES = [
 ]  # width, kernel, stride, side
 
 
+def both(width: int, kernel: int, stride: int, transposed: bool) -> tuple[nn.Module, nn.Module]:
+    """Returns torch's layer and ours with the same weights."""
+    padding, extra = 1 if kernel > 1 else 0, (stride - 1,) if transposed else ()
+    classes = (nn.ConvTranspose2d, MatrixConvTranspose2d) if transposed else (nn.Conv2d, MatrixConv2d)
+    theirs, ours = (layer(width, 6, kernel, stride, padding, *extra) for layer in classes)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
 @pytest.mark.parametrize(("width", "kernel", "stride", "side"), SHAPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_same_output_and_gradients_as_torch(
-    width: int, kernel: int, stride: int, side: int, transposed: bool, channels_last: bool
+    width: int, kernel: int, stride: int, side: int, transposed: bool, channels_last: bool, dtype: torch.dtype
 ) -> None:
-    torch.manual_seed(0)
-    padding = 1 if kernel > 1 else 0
-    if transposed:
-        extra = stride - 1
-        theirs = nn.ConvTranspose2d(width, 6, kernel, stride, padding, extra).double()
-        ours = MatrixConvTranspose2d(width, 6, kernel, stride, padding, extra).double()
-    else:
-        theirs = nn.Conv2d(width, 6, kernel, stride, padding).double()
-        ours = MatrixConv2d(width, 6, kernel, stride, padding).double()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, width, side, side, dtype=torch.float64)
+    theirs, ours = both(width, kernel, stride, transposed)
+    theirs, ours = theirs.to(dtype), ours.to(dtype)
+    x = torch.randn(2, width, side, side, dtype=dtype)
     if channels_last:
         ours, x = ours.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     x, again = x.requires_grad_(), x.detach().clone().requires_grad_()
@@ -44,6 +46,33 @@ def test_same_output_and_gradients_as_torch(
     torch.testing.assert_close(x.grad, again.grad)
     for mine, torchs in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, torchs.grad)
+
+
+@pytest.mark.parametrize(("width", "kernel", "stride", "side"), SHAPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bfloat16_is_as_close_to_the_exact_result_as_torchs(
+    width: int, kernel: int, stride: int, side: int, transposed: bool
+) -> None:
+    """Under autocast: output, and gradients of input, weights and bias, against float64 and beside torch's error."""
+    layers = both(width, kernel, stride, transposed)
+    x = torch.randn(8, width, side, side).bfloat16()  # as from the layer before
+    pull: torch.Tensor | None = None
+
+    def results(layer: nn.Module, x: torch.Tensor, enabled: bool) -> list[torch.Tensor]:
+        nonlocal pull
+        x = x.detach().clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(x)
+        pull = torch.randn(y.shape).bfloat16() if pull is None else pull
+        return [y, *torch.autograd.grad(y, (x, *layer.parameters()), pull.to(y.dtype))]
+
+    theirs, ours = (results(layer, x, enabled=True) for layer in layers)
+    exact = results(layers[0].double(), x.double(), enabled=False)
+    for mine, torchs, true in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == torchs.dtype
+        size = true.square().mean().sqrt()
+        errors = [(value.double() - true).square().mean().sqrt() / size for value in (mine, torchs)]
+        assert errors[0] < max(1.5 * errors[1], 0.004)  # bfloat16 has steps of 0.4 to 0.8 %
 
 
 def test_patches_and_overlap_add_are_transposes() -> None:
