@@ -179,7 +179,7 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
                 *rule,
                 percent(sparsity, 1),
                 str(len(arm)),
-                mean(arm, ACCURACY, 100).text(2),
+                accuracy_text(mean(arm, ACCURACY)),
                 _against(arm, controls.get("", {})),
                 *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
                 f"{mean(arm, 'compression_ratio').estimate:.1f}×",
@@ -190,7 +190,7 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
     head += ["against dense, distilled alike [points]"] if distilled else []
     for taught, arm in controls.items():
-        accuracy = mean(arm, ACCURACY, 100).text(2)
+        accuracy = accuracy_text(mean(arm, ACCURACY))
         caption += f"; dense control, {control_name(taught)}: {accuracy} % ({counted(len(arm), 'seed')})"
     return Table([*head, "compression", "multiply-adds", "file"], rows, f"{caption}. Differences seed by seed; {BOLD}.")
 
@@ -210,18 +210,23 @@ def percent(fraction: float, decimals: int = 2) -> str:
     return f"{100 * fraction:.{decimals}f} %"
 
 
+def accuracy_text(accuracy: Interval) -> str:
+    """Returns an accuracy with its interval in per cent."""
+    return Interval(100 * accuracy.estimate, 100 * accuracy.low, 100 * accuracy.high).text(2)
+
+
 def mean(arm: Mapping[int, Run], figure: str, scale: float = 1.0) -> Interval:
     """Returns the mean of a figure over an arm's seeds with its interval."""
-    result = comparison.mean(_values(arm), figure, scale)
+    result = comparison.mean({seed: vars(run.metrics) for seed, run in arm.items()}, figure, scale)
     assert result is not None  # `usable` has checked that every figure is a finite number
     return result
 
 
 def _against(arm: Mapping[int, Run], control: Mapping[int, Run]) -> str:
     """Returns the mean difference in points over the seeds that both have, with its interval, if there are any."""
-    gain = comparison.paired(_values(arm), _values(control), ACCURACY, 100)
+    gain = comparison.paired(_per_cent(arm), _per_cent(control), ACCURACY)
     return difference(gain, 2) if gain else ""
 
 
-def _values(arm: Mapping[int, Run]) -> comparison.Arm:
-    return {seed: vars(run.metrics) for seed, run in arm.items()}
+def _per_cent(arm: Mapping[int, Run]) -> comparison.Arm:
+    return {seed: {ACCURACY: 100 * run.metrics.finetuned_accuracy} for seed, run in arm.items()}

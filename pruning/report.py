@@ -39,11 +39,11 @@ CAPTIONS = {
     "training": "Loss and accuracy of the training and the fine-tuning, epoch by epoch; distilled, the fine-tuning's "
     "loss is the labels' and the teacher's together.",
 }
-CLAIM = "Pruned by magnitude, the accuracy goes 87 % → 41 % → 88 % (dense, pruned, fine-tuned) with 23 % of the weights"
+CLAIM = "Pruning: accuracy 87 → 41 → 88 % (dense, pruned, fine-tuned) with 23 % of the weights"
 STAGES = {  # figure → (its name, what the original report gives)
     "dense_accuracy": ("dense", 0.87),
-    "pruned_accuracy": ("right after pruning", 0.41),
-    "finetuned_accuracy": ("after fine-tuning", 0.88),
+    "pruned_accuracy": ("pruned", 0.41),
+    "finetuned_accuracy": ("fine-tuned", 0.88),
 }
 COMMAND = "python pruning/run.py"
 
@@ -113,7 +113,7 @@ def claim(seeds: Arm, main: Run) -> Claim:
     """Returns the original report's claim beside the means over these seeds."""
     means = {figure: mean(seeds, figure, 100) for figure in STAGES}
     kept = mean(seeds, "conv_weights_kept").estimate
-    measured = " → ".join(f"{of.estimate:.2f} %" for of in means.values()) + f" with {percent(kept)}"
+    measured = " → ".join(f"{of.estimate:.2f}" for of in means.values()) + f" % with {percent(kept)} of the weights"
     several = len(seeds) > 1
     return Claim(
         CLAIM,
@@ -131,18 +131,18 @@ def verdict(seeds: Arm) -> str:
     words: dict[str, list[str]] = {}
     for figure, (name, said) in STAGES.items():
         words.setdefault(place(mean(seeds, figure, 100), 100 * said), []).append(name)
-    few = f" ({counted(len(seeds), 'seed')}: too few for a conclusion)" if len(seeds) < FEWEST else ""
-    return "; ".join(f"{' and '.join(names)}: {word}" for word, names in words.items()) + few
+    few = f"open: {counted(len(seeds), 'seed')}, too few for a conclusion. Here " if len(seeds) < FEWEST else ""
+    return few + "; ".join(f"{' and '.join(names)} {word}" for word, names in words.items())
 
 
 def place(accuracy: Interval, said: float) -> str:
     """Returns where an accuracy lies beside the one `said`, both in per cent, as far as its interval shows it."""
     low, high = (accuracy.low, accuracy.high) if accuracy.values >= FEWEST else (accuracy.estimate, accuracy.estimate)
     if said - 1 <= low and high <= said + 1:
-        return "within 1 point of the claim"
+        return "within 1 point"
     if low > said:
-        return f"{accuracy.estimate - said:.0f} points above the claim"
-    return f"{said - accuracy.estimate:.0f} points below the claim" if high < said else "open"
+        return f"{accuracy.estimate - said:.0f} points above"
+    return f"{said - accuracy.estimate:.0f} points below" if high < said else "open"
 
 
 def said_and_measured(run: Run) -> Table:

@@ -38,9 +38,9 @@ CAPTIONS = {
     "training": "What was measured while training, mean over seeds with its 95 % interval.",
 }
 ORDER = {"none": 0, "single": 1, "stacked": 2}
-CLAIM = "A curiosity module on a stack of frames is “marginally better” than one on a single frame"
-AGAINST_MATCHED = "Our control: the stack of frames against one frame with as many parameters"
-AGAINST_NONE = "Our control: the stack of frames against SAC without curiosity"
+CLAIM = "Curiosity: ICM on a stack of frames is “marginally better” than on one frame"
+AGAINST_MATCHED = "Our control: a stack of frames against one frame with as many parameters"
+AGAINST_NONE = "Our control: a stack of frames against SAC without curiosity"
 COMMAND = "python rl/train_sac_icm.py --icm stacked"  # and --icm single
 KEPT_CURVES = ("eval",)  # stages of history.csv that a compact folder of runs keeps
 
@@ -65,7 +65,7 @@ def section(folders: Sequence[Folder]) -> Section:
         evidence = link("returns", f"{title} {[arm.name for arm in group]}")
         said = claims_of(arms, differences, evidence)
         answers = [of for of in said if of.claim != AGAINST_NONE]
-        claims += [dataclasses.replace(of, measured=f"{of.measured} ({title})") for of in answers]
+        claims += [dataclasses.replace(of, measured=f"{of.measured}, {title}") for of in answers]
         blocks += [
             Heading(title, evidence),
             *said_and_measured(said),

@@ -82,7 +82,7 @@ def _table_html(table: Table) -> str:
 
 
 def _cell_html(cell: str) -> str:
-    kind = ' class="number"' if re.match(r"\**[+−]?\d", cell) else ""  # a number stays on one line
+    kind = ' class="number"' if re.match(r"\**[+−]?\d", cell) and len(cell) < 32 else ""  # a number stays on one line
     return f"<td{kind}>{_inline(cell)}</td>"
 
 
