@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 from matplotlib.figure import Figure
 
 from common import cli, stats
 from common.errors import RunError, UsageError
 from common.experiment import say
-from common.files import read_metrics, write_atomically
+from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
+from common.report.folders import Folder, run_at
 from common.tables import Table, counted, difference
 from rl.figures import band, seed_curves
 
@@ -62,7 +61,7 @@ def main(settings: Comparison) -> None:
         raise UsageError(f"--output {settings.output}: a run's folder; choose another")
     if len({path.name for path in settings.runs}) < len(settings.runs):
         raise UsageError("two of the run folders have the same name, by which the comparison calls them")
-    arms = [read(path) for path in settings.runs]
+    arms = [read(run_at(path)) for path in settings.runs]
     require_comparable(arms)
     differences = paired(arms)
     text = "\n".join(table.markdown() for table in tables(arms, differences))
@@ -86,31 +85,30 @@ def require_comparable(arms: Sequence[Arm]) -> None:
                 raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
 
 
-def read(path: Path) -> Arm:
+def read(run: Folder) -> Arm:
     """Returns a finished run.
 
     Raises:
-        RunError: the folder holds no finished run of this task, or a damaged one.
+        RunError: it is no finished run of this task, or a damaged one.
     """
+    if run.damaged:
+        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({run.state.removeprefix('damaged: ')})")
+    if not run.finished:
+        raise RunError(f"{run.path}: no finished run (metrics.json is missing)")
     try:
-        metrics = read_metrics(path)
-        if metrics is None:
-            raise RunError(f"{path}: no finished run (metrics.json is missing)")
-        settings = yaml.safe_load((path / "config.yaml").read_text())
+        settings, metrics = run.settings, run.metrics
         missing = [*(SAME - settings.keys()), *(FIGURES - metrics.keys())]
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        with (path / "history.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["stage"] == "eval"]
-        history = {name: [float(row[name]) for row in rows] for name in rows[0] if name.startswith(("step", "return"))}
+        history = run.history("eval")
         curves = seed_curves(history, "return", metrics["seeds"])
         if not len(curves) == len(metrics["eval_returns"]) == settings["num_seeds"]:
             raise ValueError("not a return for every seed")
-        return Arm(path.name, settings, metrics, history["step"], curves)
+        return Arm(run.path.name, settings, metrics, history["step"], curves)
     except FileNotFoundError as error:
-        raise RunError(f"{path}: no finished run ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: not a finished run of rl/train_sac_icm.py ({error})") from None
+        raise RunError(f"{run.path}: no finished run ({Path(error.filename).name} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
 
 
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:

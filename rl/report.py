@@ -1,4 +1,4 @@
-"""The curiosity section of the report: learning curves with intervals, paired differences, and every run."""
+"""The curiosity section of the report page: learning curves with intervals, paired differences, and every run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from common.errors import RunError
 from common.plotting import COLOURS
-from common.report.document import Block, Picture, Section, run_details
+from common.report.document import Block, Claim, Heading, Picture, Section, link, runs_details
 from common.report.folders import Folder, usable
 from common.stats import Interval
-from common.tables import Table, difference
+from common.tables import Table, counted
 from rl import compare
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What the section needs of metrics.json, beside what `rl/compare.py` reads."""
+    """What the section needs of a run's metrics, besides what `rl/compare.py` reads."""
 
     icm: str
     seeds: list[int]
@@ -38,48 +38,65 @@ CAPTIONS = {
     "training": "What was measured while training, mean over seeds with its 95 % interval.",
 }
 ORDER = {"none": 0, "single": 1, "stacked": 2}
+CLAIM = "Curiosity: ICM on a stack of frames is “marginally better” than on one frame"
+AGAINST_MATCHED = "Our control: a stack of frames against one frame with as many parameters"
+AGAINST_NONE = "Our control: a stack of frames against SAC without curiosity"
+COMMAND = "python rl/train_sac_icm.py --icm stacked"  # and --icm single
+KEPT_CURVES = ("eval",)  # stages of history.csv that a compact folder of runs keeps
 
 
 def section(folders: Sequence[Folder]) -> Section:
-    """Returns what the reference study said, the comparison of arms with the same seeds, and every run."""
+    """Returns what the original report said, the comparison of arms with the same seeds, and every run."""
     ours = [folder for folder in folders if "icm" in folder.settings]
     runs = usable(ours, Metrics)
     blocks: list[Block] = [
-        "The reference study trained SAC with an Intrinsic Curiosity Module (Pathak et al. 2017) on Hopper-v4 and "
-        "found the forward model on a stack of frames “marginally better” than on one. It gave no seeds, no intervals.",
+        "The original report trained SAC with an Intrinsic Curiosity Module (Pathak et al. 2017) on Hopper-v4. It "
+        "found the forward model on a stack of frames “marginally better” than on one frame. It gave no seeds and no "
+        "intervals.",
     ]
+    claims = []
     # Plain SAC first, then one frame, then more: each later arm is compared with each earlier one.
     order = sorted(runs, key=lambda run: (ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters))
     for group in comparable([folder for folder, _ in order]):
         arms = named_apart(group[: len(COLOURS)])
         differences = compare.paired(arms)
         protocol, *tables = compare.tables(arms, differences)
-        curves = Picture("Mean over seeds with its 95 % interval.", compare.curves(arms))
+        title = protocol.caption.split(";")[0]
+        evidence = link("returns", f"{title} {[arm.name for arm in group]}")
+        said = claims_of(arms, differences, evidence)
+        answers = [of for of in said if of.claim != AGAINST_NONE]
+        claims += [dataclasses.replace(of, measured=f"{of.measured}, {title}") for of in answers]
         blocks += [
-            f"# {protocol.caption.split(';')[0]}",
-            *said_and_measured(arms, differences),
-            curves,
+            Heading(title, evidence),
+            *said_and_measured(said),
+            Picture("Mean over seeds with its 95 % interval.", compare.curves(arms)),
             protocol,
             *tables,
         ]
         if len(group) > len(arms):
             left_out = ", ".join(arm.name for arm in group[len(arms) :])
             blocks.append(f"Left out, because no more than {len(arms)} can be told apart in one figure: {left_out}.")
-    if runs:
-        rows = [row(folder, metrics) for folder, metrics in runs if folder.finished]
-        blocks += ["# All curiosity runs", Table(HEAD, rows)]
-        blocks += [run_details(folder, CAPTIONS) for folder, _ in runs if folder.finished]
+    finished = [(folder, metrics) for folder, metrics in runs if folder.finished]
+    if finished:
+        table = Table(HEAD, [row(folder, metrics) for folder, metrics in finished])
+        blocks += [
+            "# All curiosity runs",
+            runs_details("runs", table, [folder for folder, _ in finished], CAPTIONS),
+        ]
     else:
-        blocks.append("No finished run yet: `python rl/train_sac_icm.py --icm stacked`.")
-    return Section("Curiosity", blocks)
+        blocks.append(f"No finished run yet: `{COMMAND}`.")
+    return Section("Curiosity", blocks, claims or [Claim.not_measured(CLAIM, f"{COMMAND}` and `--icm single")])
 
 
 def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
-    """Returns the groups of two and more runs on the same task with the same seeds; a run that is damaged says so."""
+    """Returns the groups of two and more runs of the same task with the same seeds.
+
+    A run whose evaluations cannot be read is called damaged.
+    """
     groups: dict[tuple[str, ...], list[compare.Arm]] = defaultdict(list)
     for folder in folders:
         try:
-            arm = compare.read(folder.path)
+            arm = compare.read(folder)
         except RunError as error:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
@@ -87,32 +104,49 @@ def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def said_and_measured(arms: Sequence[compare.Arm], differences: Mapping[str, Interval]) -> list[Block]:
-    """Returns what the reference study claimed beside the `differences` of these arms, if they hold the claim."""
+def claims_of(arms: Sequence[compare.Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:
+    """Returns the original report's claim and our controls of it beside the `differences` of arms that hold them."""
     stacked = next((arm for arm in arms if arm.metrics["icm"] == "stacked"), None)
     if stacked is None:
         return []
     size = stacked.metrics["curiosity_parameters"]
-    rows = []
+    claims = []
     for arm in arms:
         matched = abs(arm.metrics["curiosity_parameters"] - size) < 0.05 * size
         match arm.metrics["icm"]:
             case "single" if matched:
-                row = ["ICM on a stack of frames against one frame with as many parameters", "no claim"]
+                claim = AGAINST_MATCHED
             case "single":
-                row = ["ICM on a stack of frames against one frame", "“marginally better”"]
+                claim = CLAIM
             case "none":
-                row = ["ICM on a stack of frames against SAC without curiosity", "no claim"]
+                claim = AGAINST_NONE
             case _:
                 continue
         gain = differences[f"{stacked.name} − {arm.name}"]
-        rows.append([*row, difference(gain), compare.reading(gain)])
-    head = ["", "the reference study said", "we measured, difference in return", "so"]
-    return [Table(head, rows, "Seed by seed, 95 % bootstrap intervals.")] if rows else []
+        estimate, _, interval = gain.text(signed=True).partition(" ")
+        claims.append(Claim(claim, f"{estimate} return", interval or "none", gain.values, verdict(gain), evidence))
+    return sorted(claims, key=lambda claim: claim.claim != CLAIM)
+
+
+def said_and_measured(claims: Sequence[Claim]) -> list[Block]:
+    """Returns the table of the original report's claim and our controls, if these arms hold them."""
+    rows = [[of.claim, of.measured, of.interval, of.verdict] for of in claims]
+    head = ["the original report's claim", "we measured, difference seed by seed", "95 % interval", "verdict"]
+    return [Table(head, rows)] if rows else []
+
+
+def verdict(gain: Interval) -> str:
+    """Returns in a sentence what a difference in return allows to say."""
+    sentences = {
+        "too few seeds": f"open: {counted(gain.values, 'seed')}, too few for a conclusion",
+        "nothing shown": "not shown: the interval contains 0",
+    }
+    words = compare.reading(gain)
+    return sentences.get(words, f"{words}: the interval excludes 0")
 
 
 def named_apart(group: Sequence[compare.Arm]) -> list[compare.Arm]:
-    """Returns the arms with names that differ: a number behind those that would be called the same."""
+    """Returns the arms with a number after each name that an earlier one has."""
     names: list[str] = []
     for arm in group:
         count = sum(name.split(" (")[0] == arm.name for name in names)

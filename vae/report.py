@@ -1,15 +1,25 @@
-"""The VAE section of the report: the sheet of samples, the tables of figures and claims, and every run."""
+"""The VAE section of the report page: the sheet of samples, the tables of figures and claims, and every run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from common.report.document import Block, Section, captioned, run_details, stand_in_warning
+from common.report.document import (
+    Block,
+    Claim,
+    Heading,
+    Section,
+    captioned,
+    link,
+    run_details,
+    runs_details,
+    stand_in_warning,
+)
 from common.report.folders import Folder, usable
 from common.stats import FEWEST, Interval, number
-from common.tables import Table, counted, difference
+from common.tables import Table, counted
 from vae.priors import prior_label
 from vae.study import COLUMNS, COMPARED, tables
 
@@ -31,7 +41,7 @@ CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What the section needs of a run's metrics.json."""
+    """What the section needs of a run's metrics."""
 
     arch: str
     prior_mean: float
@@ -52,7 +62,7 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What the section needs of a study's metrics.json."""
+    """What the section needs of a study's metrics."""
 
     seeds: list[int]
     models: dict[str, dict[str, list[float]]]
@@ -66,51 +76,98 @@ class Study:
             raise ValueError("a claim lacks figures")
 
 
+BETA = "VAE: the β-VAE is “significantly better” than the VAE under N(1, 2²)"
+PRIORS = "VAE: N(0, 1) and N(1, 2²) as priors; the report names no better one"
+CONTROL = "Our control: both priors from the same start"
+COMMAND = "python vae/study.py --config configs/vae/study_claims.yaml"
+KEPT_METRICS = ("classifier",)  # records of metrics.json that a compact folder of runs keeps
+
+
 def section(folders: Sequence[Folder]) -> Section:
-    """Returns what the reference study said, our studies with samples and claims, and every single model."""
+    """Returns what the original report said, our studies with samples and claims, and every single model."""
     blocks: list[Block] = [
-        "The reference study trained fully connected, convolutional and β-VAEs on MNIST under the priors N(0, 1) and "
-        "N(1, 2²), and found the β-VAE “significantly better” than the VAE under N(1, 2²). It gave neither its β nor "
-        "what it judged by. All figures below are of the test images at β = 1; FID, density and coverage use a "
-        "classifier trained here and do not compare with FIDs on Inception features."
+        "The original report trained fully connected, convolutional and β-VAEs on MNIST under the priors N(0, 1) and "
+        "N(1, 2²). It found the β-VAE “significantly better” than the VAE under N(1, 2²). It gave neither its β nor "
+        "its measure of quality. All figures below are those of the test images at β = 1. FID, density and coverage "
+        "use a classifier trained here: do not compare them with FIDs on Inception features."
     ]
     shown = []
+    claims = []
     for folder, study in usable([folder for folder in folders if "models" in folder.settings], Study):
-        pictures = [folder.path / "figures" / f"{name}.png" for name in ("samples", "claims")]
-        shown += pictures
-        claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
-        blocks += [f"# Study {folder.name}: {len(study.models)} models", *stand_in_warning(folder)]
-        blocks += said_and_measured(folder.settings["models"], folder.settings["claims"], study)
-        blocks += [captioned(path, CAPTIONS) for path in pictures if path.exists()]
-        blocks += [*tables(study.models, claims), run_details(folder, CAPTIONS, shown)]
+        figures = [folder.figures[name] for name in ("samples", "claims") if name in folder.figures]
+        shown += figures
+        differences = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
+        said = claims_of(folder, study)
+        claims += said
+        blocks += [
+            Heading(f"Study {folder.name}: {len(study.models)} models", link("study", folder.name)),
+            *stand_in_warning(folder),
+            *said_and_measured(said, study),
+            *(captioned(figure, CAPTIONS) for figure in figures),
+            *tables(study.models, differences),
+            run_details(folder, CAPTIONS, shown),
+        ]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
     if runs:
-        blocks += ["# All single models", Table(HEAD, [row(folder, metrics) for folder, metrics in runs], COMPARE)]
-        blocks += [run_details(folder, CAPTIONS, shown) for folder, _ in runs]
+        table = Table(HEAD, [row(folder, metrics) for folder, metrics in runs], COMPARE)
+        blocks += [
+            "# All single models",
+            runs_details("models", table, [folder for folder, _ in runs], CAPTIONS, shown),
+        ]
     else:
         blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
-    return Section("Variational autoencoders", blocks)
+    tested = {of.claim for of in claims}
+    claims += [Claim.not_measured(claim, COMMAND) for claim in (BETA, PRIORS) if claim not in tested]
+    return Section("Variational autoencoders", blocks, sorted(claims, key=lambda of: of.claim != BETA))
 
 
-def said_and_measured(
-    models: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Sequence[str]], study: Study
-) -> list[Block]:
-    """Returns what the reference study claimed beside the differences that a study of it found, if it is one.
-
-    `models` and `pairs` are the study's settings: every model's own, and the two models of every claim.
-    """
-    rows = []
-    for claim, differences in study.claims.items():
-        one, other = (models[name] for name in pairs[claim])
-        said = "“significantly better”" if one.get("beta", 1) > other.get("beta", 1) else "no claim"
+def claims_of(folder: Folder, study: Study) -> list[Claim]:
+    """Returns the original report's claims beside the differences between two models each that a study found."""
+    models, pairs = folder.settings["models"], folder.settings["claims"]
+    claims = []
+    for name, differences in study.claims.items():
+        one, other = (models[model] for model in pairs[name])
+        mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
+        said = BETA if one.get("beta", 1) > other.get("beta", 1) else CONTROL if mapped else PRIORS
         fid, elbo = differences["fid"], differences["elbo"]
-        rows.append([claim, said, f"FID {difference(fid)}, ELBO {difference(elbo)}", verdict(fid, elbo)])
-    head = ["", "the reference study said", "we measured", "so"]
-    return [Table(head, rows, f"{counted(len(study.seeds), 'seed')}, 95 % bootstrap intervals.")] if rows else []
+        texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
+        claims.append(
+            Claim(
+                said,
+                f"{name}: FID {texts[0][0]}, ELBO {texts[1][0]}",
+                ", ".join(interval or "none" for _, _, interval in texts),
+                len(study.seeds),
+                sentence(fid, elbo),
+                link("study", folder.name),
+                bool(folder.stand_in_for),
+            )
+        )
+    return claims
+
+
+def said_and_measured(claims: Sequence[Claim], study: Study) -> list[Block]:
+    """Returns the table of the original report's claims, if the study tests any."""
+    rows = [[of.claim, of.measured, of.interval, of.verdict] for of in claims]
+    head = ["the original report's claim", "we measured", "95 % intervals", "verdict"]
+    caption = f"{counted(len(study.seeds), 'seed')}; a lower FID and a higher ELBO are better."
+    return [Table(head, rows, caption)] if rows else []
+
+
+def sentence(fid: Interval, elbo: Interval) -> str:
+    """Returns the verdict on two differences, with the figures that show it."""
+    word = verdict(fid, elbo)
+    figures = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
+    sentences = {
+        "too few seeds": f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion",
+        "nothing shown": "no difference shown: both intervals contain 0",
+        "better": f"better in {figures}",
+        "worse": f"worse in {figures}",
+    }
+    return sentences.get(word, word)
 
 
 def verdict(fid: Interval, elbo: Interval) -> str:
-    """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
+    """Returns what two differences say together: a lower FID is better, a higher ELBO is better."""
     if min(fid.values, elbo.values) < FEWEST:
         return "too few seeds"
     better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.conclusive}
@@ -119,8 +176,8 @@ def verdict(fid: Interval, elbo: Interval) -> str:
 
 
 COMPARE = (
-    "ELBO and NLL compare within one likelihood; FID, density and coverage where the judge (its weights' hash) and the "
-    "number of samples are the same."
+    "Compare ELBO and NLL within one likelihood. Compare FID, density and coverage between runs with the same judge "
+    "(the classifier, shown by the hash of its weights) and the same number of samples."
 )
 HEAD = [
     "run",

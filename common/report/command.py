@@ -1,6 +1,6 @@
-"""Run folders → one HTML page that needs nothing else, or Markdown for an appendix.
+"""The report page: all runs of a results folder as one self-contained HTML page, or as Markdown for an appendix.
 
-`python -m common.report results`. Each task says in its own `report.py` what its section shows.
+`python -m common.report results`. Each task's own `report.py` makes its section and its rows of the table of claims.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import tyro
@@ -17,25 +18,26 @@ import tyro
 from common.errors import UsageError
 from common.experiment import say
 from common.files import ROOT, write_atomically
-from common.report.document import Block, Section, as_html, as_markdown, details_in, run_link
+from common.report.document import Block, Section, claims_table, details_in, run_link
 from common.report.folders import Folder, find
+from common.report.formats import as_html, as_markdown
 from common.tables import Table, counted, parse
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Put everything a results folder holds on one page: figures, tables with intervals, and every run."""
+    """Make one page of a results folder: the original report's claims, figures, tables with intervals, every run."""
 
     results: tyro.conf.Positional[Path] = Path("results")
     """Folder with runs, at any depth."""
     format: Literal["html", "md"] = "html"
-    """One self-contained HTML page, or Markdown with its figures in a folder beside it."""
+    """html: one self-contained page; md: Markdown, with its figures in a folder beside it."""
     output: Path | None = None
     """File to write; none means RESULTS/report.html or RESULTS/report.md."""
 
 
 def main(options: Report) -> None:
-    """Writes the report and prints its path.
+    """Writes the page and prints its path.
 
     Raises:
         UsageError: there is no such results folder, or the output is a folder.
@@ -46,9 +48,9 @@ def main(options: Report) -> None:
     if output.is_dir():
         raise UsageError(f"--output {output}: a folder; name the file to write")
     folders = find(options.results)
-    tasks = task_sections(folders)  # these look into the runs, and may find some damaged
+    tasks = task_sections(folders)  # before the overview: these look into the runs, and may find some damaged
     linked = {details.link for section in tasks for details in details_in(section.blocks)}
-    sections = [overview(folders), *tasks, *sweeps(options.results), index(folders, linked)]
+    sections = [answers(tasks, folders), overview(folders), *tasks, *sweeps(options.results), index(folders, linked)]
     text = as_html(sections) if options.format == "html" else as_markdown(sections, output)
     write_atomically(output, text.encode(errors="replace"))
     finished = sum(folder.finished for folder in folders)
@@ -60,13 +62,17 @@ def main(options: Report) -> None:
 
 
 def task_sections(folders: Sequence[Folder]) -> list[Section]:
-    """Returns what every package with a `report.py` has to say: its `section(folders)`."""
-    modules = [importlib.import_module(f"{path.parent.name}.report") for path in sorted(ROOT.glob("*/report.py"))]
-    return [section_of(module.section, folders) for module in modules if hasattr(module, "section")]
+    """Returns the section of every task: `section(folders)` of its `report.py`."""
+    return [section_of(module.section, folders) for module in task_reports()]
+
+
+def task_reports() -> list[ModuleType]:
+    """Returns the `report.py` of every task."""
+    return [importlib.import_module(f"{path.parent.name}.report") for path in sorted(ROOT.glob("*/report.py"))]
 
 
 def section_of(section: Callable[[Sequence[Folder]], Section], folders: Sequence[Folder]) -> Section:
-    """Returns a task's section; a run that it cannot digest, whatever the reason, is called damaged and left out."""
+    """Returns a task's section. A run that raises an error there is called damaged and left out."""
     try:
         return section(folders)
     except Exception:
@@ -78,20 +84,34 @@ def section_of(section: Callable[[Sequence[Folder]], Section], folders: Sequence
         return section([folder for folder in folders if not folder.damaged])
 
 
+def answers(tasks: Sequence[Section], folders: Sequence[Folder]) -> Section:
+    """Returns the section that opens the page: every claim of the original report, what we measured, the verdict."""
+    blocks: list[Block] = [*stand_ins(folders), claims_table([claim for section in tasks for claim in section.claims])]
+    return Section("Answers", blocks)
+
+
+def stand_ins(folders: Sequence[Folder]) -> list[Block]:
+    """Returns a warning if runs used the stand-in data."""
+    of_them = [folder for folder in folders if folder.finished and folder.stand_in_for]
+    if not of_them:
+        return []
+    replaced = " and ".join(sorted({str(folder.stand_in_for) for folder in of_them}))
+    return [
+        f"! {counted(len(of_them), 'run')} used the embedded stand-in data, scikit-learn's digits, in place of "
+        f"{replaced}. They check that the programs work; they are no results. They are marked STAND-IN below."
+    ]
+
+
 def overview(folders: Sequence[Folder]) -> Section:
-    """Returns how many runs there are, and warnings about those that are no result."""
-    finished = [folder for folder in folders if folder.finished]
-    stand_ins = [folder for folder in finished if folder.stand_in_for]
-    blocks: list[Block] = [f"{counted(len(folders), 'run')}, {len(finished)} of them finished."]
-    if stand_ins:
-        blocks.append(
-            f"! {counted(len(stand_ins), 'run')} used the embedded stand-in data, scikit-learn's digits, in place of "
-            f"{' and '.join(sorted({str(folder.stand_in_for) for folder in stand_ins}))}: a check of the machinery, no "
-            "result. They are marked STAND-IN below."
-        )
-    unfinished = [folder.name for folder in folders if not folder.finished]
-    if unfinished:
-        blocks.append(f"Not shown, because interrupted or damaged (see Every run): {', '.join(unfinished)}.")
+    """Returns how many runs there are, and which are not shown."""
+    finished = sum(folder.finished for folder in folders)
+    blocks: list[Block] = [f"{counted(len(folders), 'run')}, {finished} of them finished."]
+    for state, names in (
+        ("interrupted", [folder.name for folder in folders if not folder.finished and not folder.damaged]),
+        ("damaged", [folder.name for folder in folders if folder.damaged]),
+    ):
+        if names:
+            blocks.append(f"Not shown, because {state} (see Every run): {', '.join(names)}.")
     return Section("Overview", blocks)
 
 
@@ -106,7 +126,7 @@ def sweeps(results: Path) -> list[Section]:
 
 
 def index(folders: Sequence[Folder], linked: Container[str]) -> Section:
-    """Returns the table of all runs, with a link to those whose details are on the page."""
+    """Returns the table of all runs, with links to those whose details are on the page."""
     rows = [
         [
             f"[{folder.name}](#{run_link(folder)})" if run_link(folder) in linked else folder.name,
@@ -124,7 +144,7 @@ def index(folders: Sequence[Folder], linked: Container[str]) -> Section:
 
 
 def duration(seconds: Any) -> str:
-    """Returns seconds as a reader says them."""
+    """Returns a number of seconds as hours, minutes and seconds."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,204 +1,162 @@
-"""What a report is made of, and how it becomes one HTML page that needs nothing else, or Markdown for an appendix."""
+"""The parts of the report page, which a task's `report.py` puts together. `formats` turns them into a page."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
-import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
 
-from common.files import git_commit, write_atomically
-from common.plotting import png_bytes
 from common.report.folders import Folder
-from common.tables import Table
+from common.report.pictures import FigureFile
+from common.tables import Table, counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure drawn for the report, or the file of one that a run drew."""
+    """A figure drawn for the page, or one that a run drew, over its caption."""
 
     title: str
-    source: Path | Figure
+    source: FigureFile | Figure
 
     @property
     def name(self) -> str:
-        """What to call it where it cannot be shown: the file, if it is one."""
-        return self.source.name if isinstance(self.source, Path) else self.title
+        """What to call it where it cannot be shown: its file's name, if it has one."""
+        return self.source.name if isinstance(self.source, FigureFile) else self.title
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A heading that links within the page lead to by the name `link`."""
+
+    title: str
+    link: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """Blocks that a reader opens: a run, its figures and settings. `link` names it for links within the page."""
+    """Blocks that stay folded until a reader opens them. Links within the page lead to it by the name `link`."""
 
     title: str
     blocks: Sequence[Block]
     link: str = ""
+    opened: bool = False
 
 
-Block = str | Table | Picture | Details  # a str is a paragraph, with "# " a heading, with "! " a warning
+Block = str | Table | Picture | Heading | Details  # a str is a paragraph; "# " begins a heading, "! " a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the original report, or our control of one, beside what we measured: a row of the table of claims."""
+
+    claim: str
+    measured: str
+    interval: str
+    seeds: int
+    verdict: str
+    evidence: str = ""  # the `link` of the heading or section that shows how it was measured
+    stand_in: bool = False  # whether it was measured on the digits that stand in for the real data
+
+    @classmethod
+    def not_measured(cls, claim: str, command: str) -> Claim:
+        """Returns the row of a claim that no run here tests, with the command that makes one."""
+        return cls(claim, "not measured here", "", 0, f"run `{command}`")
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One experiment's part of the report."""
+    """One experiment's part of the page, and its rows of the table of claims."""
 
     title: str
     blocks: Sequence[Block]
+    claims: Sequence[Claim] = ()
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Returns the table that opens the page."""
+    head = ["the original report's claim", "we measured", "95 % interval", "seeds", "verdict", "evidence"]
+    rows = [
+        [
+            of.claim,
+            f"**STAND-IN data:** {of.measured}" if of.stand_in else of.measured,
+            of.interval,
+            str(of.seeds or ""),
+            "**no result: stand-in data**" if of.stand_in else of.verdict,
+            f"[details](#{of.evidence})" if of.evidence else "",
+        ]
+        for of in claims
+    ]
+    return Table(head, rows)
 
 
 def details_in(blocks: Sequence[Block]) -> Iterator[Details]:
-    """Yields every block that a reader opens."""
+    """Yields every folded block, those within others too."""
     for block in blocks:
         if isinstance(block, Details):
             yield block
             yield from details_in(block.blocks)
 
 
-def run_details(folder: Folder, captions: Mapping[str, str], shown: Sequence[Path] = ()) -> Details:
-    """Returns a run's figures, those in `shown` left out, and the settings that it ran with."""
-    pictures = [captioned(path, captions) for path in folder.figures if path not in shown]
-    settings = Table(["setting", "value"], [[str(name), repr(value)] for name, value in folder.settings.items()])
-    return Details(folder.name, [*pictures, Details("settings", [settings])], run_link(folder))
+def runs_details(
+    title: str, table: Table, folders: Sequence[Folder], captions: Mapping[str, str], shown: Sequence[FigureFile] = ()
+) -> Details:
+    """Returns a folded list of runs: their table, the figures and settings of each run that has figures, and the
+    settings of all others together. Figures in `shown` are left out."""
+    alone = [folder for folder in folders if folder.figures] if len(folders) > 1 else folders
+    others = [folder for folder in folders if folder not in alone]
+    only = len(folders) == 1  # all there is to see of it: not folded
+    blocks: list[Block] = [table]
+    blocks += [dataclasses.replace(run_details(folder, captions, shown), opened=only) for folder in alone]
+    if others:
+        which = "the other " if alone else ""
+        blocks.append(Details(f"settings of {which}{counted(len(others), 'run')}", settings(others)))
+    return Details(f"{title}: {counted(len(folders), 'run')}", blocks, opened=only)
 
 
-def captioned(figure: Path, captions: Mapping[str, str]) -> Picture:
-    """Returns a run's figure under what `captions` say of it, file name → text, else under its name."""
-    return Picture(captions.get(figure.stem, figure.stem.replace("_", " ")), figure)
+def run_details(folder: Folder, captions: Mapping[str, str], shown: Sequence[FigureFile] = ()) -> Details:
+    """Returns a run's figures but those in `shown`, and the settings that it ran with."""
+    pictures = [captioned(figure, captions) for figure in folder.figures.values() if figure not in shown]
+    return Details(folder.name, [*pictures, Details("settings", settings([folder]))], run_link(folder))
+
+
+def settings(folders: Sequence[Folder]) -> list[Block]:
+    """Returns the table of the settings that all these runs share, and that of the settings that differ."""
+    texts = [{str(name): repr(value) for name, value in folder.settings.items()} for folder in folders]
+    names = sorted({name for text in texts for name in text})
+    shared = [name for name in names if len({text.get(name) for text in texts}) == 1]
+    differ = [name for name in names if name not in shared]
+    blocks: list[Block] = [Table(["setting", "value"], [[name, texts[0][name]] for name in shared])]
+    if differ:
+        rows = [
+            [folder.name, *(text.get(name, "") for name in differ)] for folder, text in zip(folders, texts, strict=True)
+        ]
+        blocks.append(Table(["run", *differ], rows))
+    return blocks
+
+
+def captioned(figure: FigureFile, captions: Mapping[str, str]) -> Picture:
+    """Returns a run's figure over its caption: what `captions` has under the figure's name, else that name."""
+    return Picture(captions.get(figure.name, figure.name.replace("_", " ")), figure)
 
 
 def stand_in_warning(folder: Folder) -> list[Block]:
-    """Returns a warning where the run used the digits that stand in for its own data set."""
+    """Returns a warning if the run used the digits that stand in for its own data set."""
     return [f"! STAND-IN data: {folder.dataset} in place of {folder.stand_in_for}."] if folder.stand_in_for else []
 
 
 def run_link(folder: Folder) -> str:
     """Returns the name by which links find a run's details."""
-    return f"run-{anchor(folder.name)}-{zlib.crc32(folder.name.encode(errors='replace')):08x}"
+    return link("run", folder.name)
 
 
-# -- HTML -------------------------------------------------------------------------------------------------------------
-
-
-def as_html(sections: Sequence[Section]) -> str:
-    """Returns the page; it loads nothing from anywhere."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        sections=[(anchor(s.title), s.title, Markup(_blocks_html(s.blocks))) for s in sections],
-        commit=(git_commit() or "")[:8],
-    )
+def link(kind: str, name: str) -> str:
+    """Returns a name for links that no other thing of this kind has."""
+    return f"{kind}-{anchor(name)}-{zlib.crc32(name.encode(errors='replace')):08x}"
 
 
 def anchor(title: str) -> str:
     """Returns a title as a name for links and files."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
-
-
-def _blocks_html(blocks: Sequence[Block]) -> str:
-    """Returns a section's blocks; the details of a lone run are open, for they are all there is to see of it."""
-    lone = sum(isinstance(block, Details) for block in blocks) == 1
-    return "\n".join(_block_html(block, opened=lone) for block in blocks)
-
-
-def _block_html(block: Block, *, opened: bool = False) -> str:
-    if isinstance(block, str):
-        for mark, tag in (("# ", "h3"), ("! ", 'p class="warning"')):
-            if block.startswith(mark):
-                return f"<{tag}>{_inline(block.removeprefix(mark))}</{tag.split()[0]}>"
-        return f"<p>{_inline(block)}</p>"
-    if isinstance(block, Table):
-        return _table_html(block)
-    if isinstance(block, Details):
-        inside = "\n".join(map(_block_html, block.blocks))
-        title, link = html.escape(block.title), f' id="{block.link}"' if block.link else ""
-        return f"<details{link}{' open' * opened}><summary>{title}</summary>\n{inside}\n</details>"
-    return _picture_html(block)
-
-
-def _inline(text: str) -> str:
-    """Returns text with `**bold**`, `` `code` `` and links within the page as HTML, and everything else escaped."""
-    marks = (
-        (r"\*\*(.+?)\*\*", r"<strong>\1</strong>"),
-        (r"`(.+?)`", r"<code>\1</code>"),
-        (r"\[([^]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>'),
-    )
-    text = html.escape(text)
-    for pattern, replacement in marks:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def _table_html(table: Table) -> str:
-    caption = f"<caption>{_inline(table.caption)}</caption>" if table.caption else ""
-    head = "".join(f'<th scope="col"><button>{_inline(cell)}</button></th>' for cell in table.head)
-    body = "".join("<tr>" + "".join(map(_cell_html, row)) + "</tr>\n" for row in table.rows)
-    return f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
-def _cell_html(cell: str) -> str:
-    kind = ' class="number"' if re.match(r"\**[+−]?\d", cell) else ""  # a number stays on one line
-    return f"<td{kind}>{_inline(cell)}</td>"
-
-
-def _picture_html(picture: Picture) -> str:
-    try:
-        image = Image.open(io.BytesIO(_png(picture)))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", lossless=True, method=2)  # two thirds of the PNG, pixel for pixel
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return f'<p class="warning">{html.escape(f"{picture.name}: the figure cannot be read ({error})")}</p>'
-    source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    title = html.escape(picture.title)
-    width, height = (round(0.6 * pixels) for pixels in image.size)  # 160 dots an inch shown at 96
-    picture_html = f'<img src="{source}" alt="{title}" width="{width}" height="{height}">'
-    return f"<figure>{picture_html}<figcaption>{title}</figcaption></figure>"
-
-
-def _png(picture: Picture) -> bytes:
-    return picture.source.read_bytes() if isinstance(picture.source, Path) else png_bytes(picture.source)
-
-
-# -- Markdown ---------------------------------------------------------------------------------------------------------
-
-
-def as_markdown(sections: Sequence[Section], output: Path) -> str:
-    """Returns the report as Markdown, after writing its figures to a folder named like `output`, beside it."""
-    folder = output.with_name(f"{output.stem}_figures")
-    lines = ["# Report", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for index, block in enumerate(section.blocks):
-            lines += _block_markdown(block, folder, f"{anchor(section.title)}-{index}", "###")
-    return "\n".join(lines)
-
-
-def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iterator[str]:
-    """Yields the lines of a block; `heading` are the marks of the headings at its depth."""
-    if isinstance(block, str):
-        yield f"{heading} {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
-    elif isinstance(block, Table):
-        yield block.markdown().rstrip()
-    elif isinstance(block, Picture):
-        file = folder / f"{name}-{anchor(block.name.removesuffix('.png'))[:40].rstrip('-')}.png"
-        try:
-            content = _png(block)
-            Image.open(io.BytesIO(content)).verify()
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-            yield f"{block.name}: the figure cannot be read"
-        else:
-            write_atomically(file, content)
-            yield f"![{block.title}]({folder.name}/{file.name})"
-    else:
-        yield f'{heading}# <a id="{block.link}"></a>{block.title}' if block.link else f"{heading}# {block.title}"
-        for index, inner in enumerate(block.blocks):
-            yield from ("", *_block_markdown(inner, folder, f"{name}-{index}", f"{heading}#"))
-    yield ""

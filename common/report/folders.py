@@ -1,11 +1,16 @@
-"""What lies in a results folder: finished runs, interrupted ones, damaged ones. Reading never fails; it tells."""
+"""The runs in a results folder: finished, interrupted or damaged. Finding them never fails: a run's `state` says why.
+
+A run lies in a folder of its own, as its script wrote it, or on a line of a `runs.csv` (see `runs_table`).
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,19 +18,22 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from common.files import read_metrics
+from common.report import runs_table
+from common.report.pictures import FigureFile, figures_in, figures_on
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass
 class Folder:
-    """A run's folder: its settings, its metrics when it is finished, and what is wrong with it."""
+    """A run: its settings, its metrics if it is finished, and what is wrong with it."""
 
-    path: Path
+    path: Path  # of a run in a table: the table's folder / the run's name, where nothing need lie
     name: str
     settings: dict[str, Any]
     metrics: dict[str, Any]
     state: str  # finished, interrupted, or damaged and why
+    table: Path | None = None  # the folder of the runs.csv that it is a line of, if it has no folder of its own
 
     @property
     def finished(self) -> bool:
@@ -39,7 +47,7 @@ class Folder:
 
     @property
     def dataset(self) -> str:
-        """The images or the task it ran on."""
+        """The data set or the environment that it ran on."""
         source = self.metrics.get("dataset")
         return str(source.get("name", "")) if isinstance(source, dict) else ""
 
@@ -55,20 +63,43 @@ class Folder:
         return f"STAND-IN {self.name}" if self.stand_in_for else self.name
 
     @property
-    def figures(self) -> list[Path]:
-        """Its pictures."""
-        return sorted((self.path / "figures").glob("*.png"))
+    def figures(self) -> dict[str, FigureFile]:
+        """Its figures by name."""
+        if self.table is not None:
+            return figures_on(self.path.with_name(f"{self.path.name}.png"))
+        return figures_in(self.path / "figures")
+
+    def history(self, stage: str) -> dict[str, list[float]]:
+        """Returns the logged columns of one stage, each a list in step order; a run in a table has those it kept.
+
+        Raises:
+            OSError, ValueError, KeyError: its history is missing or damaged.
+        """
+        if self.table is not None:
+            return runs_table.read_curves(self.table, self.path.relative_to(self.table).as_posix(), stage)
+        rows = csv.DictReader(io.StringIO((self.path / "history.csv").read_text(encoding="utf-8")))
+        return runs_table.columns([row for row in rows if row["stage"] == stage])
 
 
 def find(results: Path) -> list[Folder]:
-    """Returns every run folder below `results`, whatever state it is in, by name."""
-    return [_read(path, str(path.relative_to(results))) for path in sorted(_run_folders(results))]
+    """Returns every run below `results`, whatever state it is in, by name."""
+    found = [run for path, kind in _places(results) for run in kind(path, str(path.relative_to(results)))]
+    return sorted(found, key=lambda folder: folder.path)
+
+
+def run_at(path: Path) -> Folder:
+    """Returns the run at `path`: a run folder, or the path of a runs.csv's folder with a run's name behind it."""
+    for table in path.parents:
+        if not path.is_dir() and (table / runs_table.TABLE).is_file():
+            of_it = [folder for folder in _read_table(table, table.name) if folder.path == path]
+            return of_it[0] if of_it else Folder(path, path.name, {}, {}, "interrupted")
+    return _read(path, path.name)[0]
 
 
 def usable(folders: Sequence[Folder], kind: type[T]) -> list[tuple[Folder, T]]:
-    """Returns the finished folders with what `kind`, a dataclass, wants of their settings and metrics, checked.
+    """Returns the finished runs with those of their settings and metrics that `kind`, a dataclass, asks for, checked.
 
-    A folder that does not hold it is called damaged from then on.
+    A run that lacks one of them, or has another type of it, is called damaged from then on.
     """
     result = []
     for folder in folders:
@@ -85,14 +116,20 @@ def usable(folders: Sequence[Folder], kind: type[T]) -> list[tuple[Folder, T]]:
     return result
 
 
-def _run_folders(results: Path) -> Iterator[Path]:
+Reader = Callable[[Path, str], list[Folder]]
+
+
+def _places(results: Path) -> Iterator[tuple[Path, Reader]]:
+    """Yields every folder that holds a run or a table of runs, with what reads it."""
     closed: list[Path] = []
     for parent, folders, files in os.walk(results, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if name not in ("checkpoints", "figures") and not name.startswith(".")]
         path = Path(parent)
         if "config.yaml" in files or ("metrics.json" in files and "history.csv" in files) or _has_progress(path):
-            yield path
-    yield from closed  # _read tells why
+            yield path, _read
+        elif runs_table.TABLE in files:
+            yield path, _read_table
+    yield from ((path, _read) for path in closed)  # _read says why
 
 
 def _has_progress(path: Path) -> bool:
@@ -102,7 +139,7 @@ def _has_progress(path: Path) -> bool:
         return True
 
 
-def _read(path: Path, name: str) -> Folder:
+def _read(path: Path, name: str) -> list[Folder]:
     folder = Folder(path, name if name != "." else path.resolve().name, {}, {}, "interrupted")
     try:
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
@@ -111,14 +148,32 @@ def _read(path: Path, name: str) -> Folder:
         folder.settings = settings
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         folder.state = f"damaged: config.yaml, {_one_line(error)}"
-        return folder
+        return [folder]
     try:
         metrics = read_metrics(path)
         if metrics is not None:
             folder.metrics, folder.state = metrics, "finished"
     except (OSError, ValueError) as error:
         folder.state = f"damaged: metrics.json, {_one_line(error)}"
-    return folder
+    return [folder]
+
+
+def _read_table(path: Path, name: str) -> list[Folder]:
+    try:
+        rows = runs_table.read(path)
+    except ValueError as error:
+        return [Folder(path, name if name != "." else path.resolve().name, {}, {}, f"damaged: {_one_line(error)}")]
+    return [
+        Folder(
+            path / row.name,
+            (Path(name) / row.name).as_posix(),
+            row.settings,
+            row.metrics,
+            f"damaged: {row.problem}" if row.problem else "finished",
+            path,
+        )
+        for row in rows
+    ]
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,232 @@
+"""Runs of a pruning study as arms and seeds: accuracy against sparsity, and each arm's loss against its control."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import comparison, data
+from common.report.document import Block, Heading, Picture, link
+from common.report.folders import Folder
+from common.stats import Interval
+from common.tables import BOLD, Table, counted, difference
+from pruning import figures
+from pruning.settings import Settings
+
+CURVES = "Test accuracy against the share of convolution weights pruned, with intervals where there are several seeds"
+ACCURACY = "finetuned_accuracy"
+
+# Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
+MAY_DIFFER = {
+    *("allocation", "schedule", "gradual_fraction", "regrow", "distillation", "temperature", "sparsity", "seed"),
+    *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
+    *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What the section needs of a run's settings and metrics."""
+
+    allocation: str
+    schedule: str
+    seed: int
+    epochs: int
+    finetune_epochs: int
+    dense_accuracy: float
+    pruned_accuracy: float
+    finetuned_accuracy: float
+    conv_weights_kept: float
+    compression_ratio: float
+    theoretical_speedup: float
+    dense_bytes: int
+    sparse_bytes: int
+    dataset: dict[str, Any]
+    device: str
+    gradual_fraction: float = Settings.gradual_fraction
+    regrow: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: Folder
+    metrics: Metrics
+
+    @property
+    def sparsity(self) -> float:
+        """The overall fraction of convolution weights that is gone, to a tenth of a per cent."""
+        return round(1 - self.metrics.conv_weights_kept, 3)
+
+    @property
+    def taught(self) -> str:
+        """How much the dense network taught it in fine-tuning; nothing where it did not."""
+        metrics = self.metrics
+        return f"distillation {metrics.distillation:g} (T {metrics.temperature:g})" if metrics.distillation else ""
+
+    @property
+    def schedule(self) -> str:
+        """When it pruned, over what fraction of the fine-tuning if unusual, what came back, what it learnt from."""
+        metrics = self.metrics
+        usual = metrics.schedule != "gradual" or metrics.gradual_fraction == Settings.gradual_fraction
+        when = metrics.schedule + ("" if usual else f" (fraction {metrics.gradual_fraction:g})")
+        parts = [when, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
+        return ", ".join(filter(None, parts))
+
+    @property
+    def study(self) -> str:
+        """Where it lies: a sweep keeps its runs in a folder of their own, those of a seed from one dense network."""
+        return str(Path(self.folder.name).parent)
+
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """What runs share that compare: the study, the data and the training."""
+        shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
+        images = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
+        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **images}.items())))
+
+
+Arm = dict[int, Run]  # seed → run
+Point = tuple[figures.Rule, float]  # rule and sparsity
+
+
+def comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns the groups of runs of one study with the same data and recipe, those with something to compare."""
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.recipe].append(run)
+    return [
+        group
+        for group in groups.values()
+        if len({(run.metrics.allocation, run.schedule, run.sparsity) for run in group}) > 1
+    ]
+
+
+def peculiar(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
+    """Returns the settings of a group's training that not all groups share, but for the epochs, which stand beside."""
+    shared = set.intersection(*(set(other[0].recipe) for other in groups))
+    beside = {"epochs", "finetune_epochs", "name", "source"}
+    return ", ".join(s for s in group[0].recipe[1:] if s not in shared and s.split()[0] not in beside)
+
+
+def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block]:
+    """Returns the curve of every allocation and schedule, and what each loses against the dense control.
+
+    `settings` are those of its training that the caption must name. Arms that were fine-tuned with distillation are
+    also compared with the control that was distilled in the same way, if there is one.
+    """
+    arms, controls, repeated = arms_of(group)
+    study = group[0].study
+    first = group[0].metrics
+    devices = " and ".join(sorted({run.metrics.device for run in group}))
+    recipe = ", ".join(filter(None, [training(first), settings, f"on {devices}"]))
+    left_out = f"Left out, because another run has the same arm and seed: {', '.join(repeated)}."
+    title = f"Accuracy against sparsity{f': {study}' if study != '.' else ''}"
+    return [
+        Heading(title, link("sparsity", str(group[0].recipe))),
+        curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}"),
+        losses_of(arms, controls, recipe),
+        *([left_out] if repeated else []),
+    ]
+
+
+def arms_of(group: Sequence[Run]) -> tuple[dict[Point, Arm], dict[str, Arm], list[str]]:
+    """Returns the arms by rule and sparsity, the dense controls by how they were taught, the plain one first, and the
+    names of the runs that are left out because another has their arm and seed."""
+    arms: dict[Point, Arm] = defaultdict(dict)
+    controls: dict[str, Arm] = defaultdict(dict)
+    repeated = []
+    for run in group:
+        rule = run.metrics.allocation, run.schedule
+        arm = arms[rule, run.sparsity] if run.sparsity else controls[run.taught]
+        if arm.setdefault(run.metrics.seed, run) is not run:
+            repeated.append(run.folder.label)
+    return dict(sorted(arms.items())), dict(sorted(controls.items())), repeated
+
+
+def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str) -> Picture:
+    """Returns the figure of every rule's accuracy over sparsity, and of the controls'."""
+    curves: dict[figures.Rule, list[tuple[float, Interval]]] = defaultdict(list)
+    for (rule, sparsity), arm in arms.items():
+        curves[rule].append((sparsity, mean(arm, ACCURACY)))
+    levels = {control_name(taught): mean(arm, ACCURACY) for taught, arm in controls.items()}
+    figure = figures.accuracy_against_sparsity(curves, levels, caption)
+    many = " and of ".join(
+        counted(len(arm), "dense control") + (f" with {taught}" if taught else "") for taught, arm in controls.items()
+    )
+    text = CURVES + (f"; grey: the mean of {many}" if controls else "")
+    text += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
+    fewest = min(map(len, arms.values()), default=0)
+    if any(len(arm) > fewest for arm in controls.values()):
+        text += " Some arms have fewer seeds than the control: the table compares each with the control of its seeds."
+    return Picture(text, figure)
+
+
+def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str) -> Table:
+    """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves."""
+    distilled = bool(controls.keys() - {""})
+    rows = []
+    for (rule, sparsity), arm in arms.items():
+        taught = next(iter(arm.values())).taught
+        rows.append(
+            [
+                *rule,
+                percent(sparsity, 1),
+                str(len(arm)),
+                accuracy_text(mean(arm, ACCURACY)),
+                _against(arm, controls.get("", {})),
+                *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
+                f"{mean(arm, 'compression_ratio').estimate:.1f}×",
+                f"{mean(arm, 'theoretical_speedup').estimate:.2f}×",
+                f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB",
+            ]
+        )
+    head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
+    head += ["against dense, distilled alike [points]"] if distilled else []
+    for taught, arm in controls.items():
+        accuracy = accuracy_text(mean(arm, ACCURACY))
+        caption += f"; dense control, {control_name(taught)}: {accuracy} % ({counted(len(arm), 'seed')})"
+    return Table([*head, "compression", "multiply-adds", "file"], rows, f"{caption}. Differences seed by seed; {BOLD}.")
+
+
+def control_name(taught: str) -> str:
+    """Returns what a dense control is called, after how it was taught."""
+    return ", ".join(filter(None, ["trained as long", taught]))
+
+
+def training(metrics: Metrics) -> str:
+    """Returns how long a run trained."""
+    return f"{counted(metrics.epochs, 'epoch')}, then {metrics.finetune_epochs} of fine-tuning"
+
+
+def percent(fraction: float, decimals: int = 2) -> str:
+    """Returns a fraction in per cent."""
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def accuracy_text(accuracy: Interval) -> str:
+    """Returns an accuracy with its interval in per cent."""
+    return Interval(100 * accuracy.estimate, 100 * accuracy.low, 100 * accuracy.high).text(2)
+
+
+def mean(arm: Mapping[int, Run], figure: str, scale: float = 1.0) -> Interval:
+    """Returns the mean of a figure over an arm's seeds with its interval."""
+    result = comparison.mean({seed: vars(run.metrics) for seed, run in arm.items()}, figure, scale)
+    assert result is not None  # `usable` has checked that every figure is a finite number
+    return result
+
+
+def _against(arm: Mapping[int, Run], control: Mapping[int, Run]) -> str:
+    """Returns the mean difference in points over the seeds that both have, with its interval, if there are any."""
+    gain = comparison.paired(_per_cent(arm), _per_cent(control), ACCURACY)
+    return difference(gain, 2) if gain else ""
+
+
+def _per_cent(arm: Mapping[int, Run]) -> comparison.Arm:
+    return {seed: {ACCURACY: 100 * run.metrics.finetuned_accuracy} for seed, run in arm.items()}
