@@ -1,15 +1,15 @@
-"""Settings: dataclass default < YAML preset < smoke test < command line, checked, and errors told in one line."""
+"""Settings: dataclass default < YAML preset < smoke test < command line, checked, with errors of one line."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
-import io
+import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +21,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from common.device import Precision
 from common.errors import RunError, UsageError
+from common.files import moved_to_sweeps
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,35 +29,36 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """The settings every script has. A script inherits, adds its own, and narrows `dataset` to what it can use."""
+    """The settings every script has. A script inherits them, adds its own and narrows `dataset` to what it can use."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     smoke: ClassVar[dict[str, Any]] = {}  # what --smoke-test sets: the whole pipeline, shrunk to under a minute
     not_saved: ClassVar[tuple[str, ...]] = ("config", "resume")  # how a run was asked for, not what it is
     may_change: ClassVar[tuple[str, ...]] = ("data_dir", "config", "resume")  # when a run is resumed
+    replaced: ClassVar[Mapping[str, str]] = {}  # key of an older preset → the key that replaced it
 
     config: Path | None = None
     """YAML preset whose values replace the defaults; a run's own config.yaml repeats that run."""
     resume: Path | None = None
-    """Run folder to continue where it stopped, with its own settings."""
+    """Folder of a run to continue from where it stopped, with its own settings."""
     smoke_test: bool = False
-    """The whole pipeline in under a minute on data that needs no network. A check, not a result."""
+    """The whole pipeline in under a minute, on data that needs no network. A check, not a result."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of every random stream: weights, batches, augmentation, random masks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a CUDA GPU when there is one."""
+    """Device to compute on; auto takes a CUDA GPU when there is one."""
     precision: Precision = "auto"
-    """Number format of the products in training; auto takes bfloat16 where the hardware has it."""
+    """Number format of matrix products in training; auto takes bfloat16 where the hardware supports it."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    """CPU threads; none leaves torch's own choice."""
+    """CPU threads; none leaves the choice to torch."""
     dataset: str = "auto"
     """Images; auto takes the task's own set and falls back to scikit-learn's digits, with a warning."""
     data_dir: Path | None = None
     """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
     results_dir: Path = Path("results")
-    """Runs are written to RESULTS_DIR/<task>/<run>."""
+    """Folder of all results; a run is written to RESULTS_DIR/<task>/<run>."""
     run_name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")] | None = None
-    """Name of the run's folder; none makes one from the settings and the clock."""
+    """Name of the run's folder; none makes one from the settings and the time."""
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
@@ -67,7 +69,7 @@ Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and calls `main(settings)`, as `guarded`."""
+    """Parses the command line and calls `main(settings)`; see `guarded` for how failures end."""
     guarded(lambda: main(parse(settings_class, sys.argv[1:] if argv is None else argv)))
 
 
@@ -81,7 +83,7 @@ def guarded(
         _stop(str(error), error.exit_status)
     except torch.OutOfMemoryError as error:
         _stop(f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size.", 1)
-    except RuntimeError as error:  # torch has no class of its own for memory that a CPU lacks
+    except RuntimeError as error:  # torch has no exception class for a lack of CPU memory
         if "DefaultCPUAllocator" not in str(error):
             raise
         _stop(f"out of memory: {str(error).splitlines()[0].split('] ')[-1]} Ask for less: a smaller batch, say.", 1)
@@ -98,55 +100,78 @@ def _stop(message: str, status: int) -> None:
 
 
 def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
-    """Returns the checked settings that `argv` asks for.
+    """Returns the checked settings that a command line asks for.
 
     Raises:
         UsageError: an unknown option or YAML key, a value out of range, an unreadable preset.
         RunError: `--resume` names a folder that holds no run.
     """
     argv = [re.sub(r"^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]  # tyro reads both
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--config", "--resume"):
-        finder.add_argument(option)
-    finder.add_argument("--smoke-test", action="store_true")
-    try:
-        early = finder.parse_known_args(argv)[0]
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from None
-
+    early = _read_first(argv)
     values: dict[str, Any] = {}
     if early.resume is not None and early.config is not None:
         raise UsageError("--config beside --resume: a resumed run keeps its own settings; give one of the two")
     if early.resume is not None:
         values = _read_yaml(Path(early.resume) / "config.yaml", "--resume", RunError)
     elif early.config is not None:
-        values = _read_yaml(Path(early.config), "--config", UsageError)
-    for name in settings_class.not_saved:
-        if name in values:
-            raise UsageError(f"{early.config or early.resume}: {name} belongs on the command line, not in a preset")
-    if values.get("smoke_test") is True:
-        values = {**settings_class.smoke, **values}  # a smoke run's own config.yaml holds every value: it is repeated
+        values = _read_yaml(moved_to_sweeps(Path(early.config)), "--config", UsageError)
     if early.smoke_test and early.resume is None:
         values |= settings_class.smoke
-    preset = _checked(settings_class, values, early.config or early.resume or "defaults")
-    settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)), "command line")
+    preset = from_mapping(settings_class, values, early.config or early.resume or "")
+    settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():
             if name not in settings.may_change and value != getattr(preset, name):
-                option = "--" + name.replace("_", "-")
                 raise UsageError(
-                    f"{option} {value} beside --resume: the run was started with {getattr(preset, name)}, and changing "
-                    f"it would not continue that run; only --data-dir may differ"
+                    f"{_option(name)} {value} beside --resume: the run was started with {getattr(preset, name)}, and "
+                    f"changing it would not continue that run; only --data-dir may differ"
                 )
     return settings
 
 
+def from_mapping(settings_class: type[Settings], values: Mapping[str, Any], origin: str = "") -> Settings:
+    """Returns the checked settings that a mapping from names to values asks for; the rest keeps its defaults.
+
+    The mapping is a YAML preset, an arm of a sweep or a model of a study. With `smoke_test: true` in it, the smoke
+    test's values replace the defaults. `origin` says in errors where the mapping comes from.
+
+    Raises:
+        UsageError: an unknown name, a value out of range, a name that only the command line may set.
+    """
+    require_current_keys(values, settings_class.replaced, origin)
+    for name in settings_class.not_saved:
+        if name in values:
+            raise UsageError(f"{_prefix(origin)}{name} belongs on the command line, not in a preset")
+    smoke = settings_class.smoke if values.get("smoke_test") is True else {}
+    return _checked(settings_class, {**smoke, **values}, origin)
+
+
+def require_current_keys(values: Mapping[str, Any], replaced: Mapping[str, str], origin: str) -> None:
+    """Raises UsageError for keys of an older form of a file; the line names the keys that replaced them."""
+    old = [name for name in values if name in replaced]
+    if old:
+        now = ", ".join(f"{name} is now called {replaced[name]}" for name in old)
+        raise UsageError(f"{_prefix(origin)}has the keys of an older version: {now}")
+
+
+def _read_first(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the options that decide which defaults the others have."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--config", "--resume"):
+        finder.add_argument(option)
+    finder.add_argument("--smoke-test", action="store_true")
+    try:
+        return finder.parse_known_args(argv)[0]
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+
+
 def command(main: Callable[[Options], None], options_class: type[Options], argv: Sequence[str] | None = None) -> None:
-    """Calls `main(options)` as `run` does, for a command that is no run: no preset, nothing to resume."""
+    """Calls `main(options)` as `run` does, for a command that is not a run: no preset, nothing to resume."""
 
     def checked() -> Options:
         options = _parse_command_line(options_class, sys.argv[1:] if argv is None else argv)
-        return _checked(options_class, _fields(options), "command line")
+        return _checked(options_class, _fields(options))
 
     guarded(lambda: main(checked()), interrupted="the same command does what is missing")
 
@@ -175,43 +200,74 @@ def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str
     return values
 
 
-def _checked(options_class: type[Options], values: dict[str, Any], origin: str) -> Options:
+def _checked(options_class: type[Options], values: Mapping[str, Any], origin: str = "") -> Options:
     """Returns `options_class(**values)` after pydantic has checked types, ranges and names."""
     try:
         return TypeAdapter(options_class).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        setting = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
         if first["type"] == "unexpected_keyword_argument":
             known = ", ".join(field.name for field in dataclasses.fields(options_class))
             raise UsageError(
-                f"{origin}: unknown setting {first['loc'][0]!r} (of another script?); known are {known}"
+                f"{_prefix(origin)}unknown setting {first['loc'][0]!r} (of another script?); known are {known}"
             ) from None
+        setting = _option(str(first["loc"][0])) if first["loc"] else "settings"
         message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{setting} {first['input']} ({origin}): {message[0].lower() + message[1:]}") from None
+        raise UsageError(f"{_prefix(origin)}{setting} {first['input']}: {message[0].lower() + message[1:]}") from None
+
+
+def _prefix(origin: str) -> str:
+    return f"{origin}: " if origin else ""
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# tyro hands over what is wrong with a command line, rather than only drawing it, through a hook that is not public yet.
+# With a tyro that lacks the hook, the user sees tyro's own framed message; the exit status is 2 all the same.
+_on_parse_error: Callable[[Callable[[Any], None]], contextlib.AbstractContextManager[None]] = getattr(
+    getattr(tyro, "_errors", None), "on_parse_error", lambda hook: contextlib.nullcontext()
+)
 
 
 def _parse_command_line(
     options_class: type[Options], argv: Sequence[str], default: Any = tyro.MISSING_NONPROP
 ) -> Options:
-    """Returns tyro's reading of `argv` over `default`; tyro's framed error becomes a UsageError of one line."""
-    caught, columns = io.StringIO(), os.environ.get("COLUMNS")
-    try:
-        os.environ["COLUMNS"] = "400" if not {"-h", "--help"} & set(argv) else columns or "110"
-        with contextlib.redirect_stderr(caught):
-            options: Options = tyro.cli(options_class, args=list(argv), default=default)
-            return options
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = [line.strip("│ ").strip() for line in caught.getvalue().splitlines()]
-        frame = re.compile("[╭╰].*|[─-]{3,}")  # drawn with dashes where standard output is not UTF-8
-        rules = [i for i, line in enumerate(lines) if frame.fullmatch(line)] + [len(lines)] * 3
-        message = " ".join(lines[rules[0] + 1 : rules[1]])
-        expected = [line for line in lines[rules[1] + 1 : rules[2]] if line.startswith("--")]
-        raise UsageError(message + (f" (expected {expected[0]})" if expected else "") + "; see --help") from None
-    finally:
-        if columns is None:
-            os.environ.pop("COLUMNS", None)
-        else:
-            os.environ["COLUMNS"] = columns
+    """Returns tyro's reading of `argv` over `default`.
+
+    Raises:
+        UsageError: tyro refuses the command line.
+    """
+    if {"-h", "--help"} & set(argv):
+        os.environ.setdefault("COLUMNS", "110")
+    known = [_option(field.name) for field in dataclasses.fields(options_class)]
+
+    def refuse(event: Any) -> None:
+        raise UsageError(f"{_what_is_wrong(event, known)}; see --help")
+
+    with _on_parse_error(refuse):
+        options: Options = tyro.cli(options_class, args=list(argv), default=default)
+    return options
+
+
+def _what_is_wrong(event: Any, known: Sequence[str]) -> str:
+    """Returns one of tyro's parse errors (`tyro._errors.ParseErrorEvent`) in one line."""
+    kind = type(event).__name__
+    if kind == "UnrecognizedArgs":
+        close = [match for token in event.tokens for match in difflib.get_close_matches(token, known, 1)]
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        return f"unrecognized options: {' '.join(event.tokens)}{hint}"
+    if kind == "MissingArgs":
+        return "missing: " + ", ".join(missing.arg.lowered.metavar or "" for missing in event.missing_arguments)
+    argument = getattr(event, "argument", None)
+    if argument is None:
+        return "the command line makes no sense"
+    name, expected = argument.lowered.name_or_flags[0], argument.lowered.metavar
+    match kind:
+        case "InvalidChoice":
+            return f"{name} {event.value}: choose one of {', '.join(event.choices)}"
+        case "BadValue":
+            return f"{name}: a value is missing (expected {name} {expected})"
+        case _:
+            return f"{name}: {event.message.splitlines()[0].rstrip(' .')} (expected {name} {expected})"

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -89,6 +90,15 @@ def load_state(path: Path) -> dict[str, Any]:
         return state
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable checkpoint: {error}") from None
+
+
+def moved_to_sweeps(path: Path) -> Path:
+    """Returns `path`, or `sweeps/` beside it where a study's file lies now, and says so on standard error."""
+    now = path.parent / "sweeps" / path.name
+    if path.exists() or not now.exists():
+        return path
+    print(f"{path} lies in {now} now", file=sys.stderr, flush=True)
+    return now
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

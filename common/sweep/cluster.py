@@ -1,8 +1,7 @@
-"""The same runs on a Ray cluster: tasks of a node that dies run again elsewhere, and every run comes back once.
+"""The executor of a Ray cluster: when a node dies, its runs start again on another, and every run comes back once.
 
-Where the results folder is shared between the machines, an interrupted run goes on from its checkpoint on another node.
-Where it is not, the run starts anew there, and its finished folder is sent back; a run that needs a file of an earlier
-one fails there.
+Where the machines share the results folder, an interrupted run goes on from its checkpoint on another node. Where they
+do not, the run starts anew there and its finished folder is sent back; a run that needs a file of an earlier run fails.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from urllib.parse import urlsplit
 
 from common.errors import RunError, UsageError
 from common.files import ROOT
-from common.sweep.jobs import Job, Place, Work
+from common.sweep.jobs import Executor, Job, Work
 
 NODE_DIES = 10.0  # seconds within which a worker follows its node
 NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the nodes, with the code
 
 
-def on_ray(address: str, *, cpus: int, gpus: float) -> Place:
-    """Returns the place that is a Ray cluster, as many jobs at a time as have `cpus` and `gpus` free for them.
+def ray_executor(address: str, *, cpus: int, gpus: float) -> Executor:
+    """Returns the executor of a Ray cluster: a job starts as soon as a node has `cpus` and `gpus` free for it.
 
-    The code of this checkout is sent along; the nodes need the packages of requirements-ray.txt and the data set.
+    The code of this checkout is sent to the nodes; they need the packages, `pip install '.[ray]'`, and the data set.
     """
 
-    def place(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
+    def execute(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
         if not jobs:
             return
         ray = _connect(address)
@@ -41,7 +40,7 @@ def on_ray(address: str, *, cpus: int, gpus: float) -> Place:
         pending: dict[Any, Job] = {}
         try:
             _require_room(ray, cpus, gpus)
-            # A node that dies is no fault of the task; a script that fails comes back as its exit status.
+            # Ray retries a task whose node dies; a script that fails comes back as its exit status.
             start = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(_start_on_node)
             pending = {start.remote(work, job, marker): job for job in jobs}
             while pending:
@@ -58,7 +57,7 @@ def on_ray(address: str, *, cpus: int, gpus: float) -> Place:
             marker.unlink(missing_ok=True)
             ray.shutdown()
 
-    return place
+    return execute
 
 
 def shared_marker(folder: Path) -> Path:
@@ -70,7 +69,7 @@ def shared_marker(folder: Path) -> Path:
 
 
 def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
-    """Runs the job where Ray put it; returns its exit status and, where the folder is not shared, its files."""
+    """Runs the job on this node; returns its exit status and, where the results folder is not shared, its files."""
     import ray
 
     remark = f"on node {ray.get_runtime_context().get_node_id()}"
@@ -94,9 +93,10 @@ def _start_on_node(work: Work, job: Job, marker: Path) -> tuple[int, bytes]:
 
 
 def _start(work: Work, job: Job, remark: str) -> int:
-    """Runs the job and returns its exit status; a node that dies takes this process along, and Ray runs the job again.
+    """Runs the job and returns its exit status.
 
-    But it may kill the script first, which must not come back as a script that failed.
+    When the node dies, this process dies too and Ray runs the job again. The node may kill the script first: that must
+    not come back as a script that failed, so this process waits for its own end.
     """
     status = work.start(job, remark)
     if status < 0:  # killed by a signal
@@ -108,7 +108,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        raise UsageError("--ray needs Ray: pip install -r requirements-ray.txt") from None
+        raise UsageError("--ray needs Ray: pip install '.[ray]'") from None
     code = {"working_dir": str(ROOT), "excludes": NOT_SENT}
     try:
         _require_listener(address)
@@ -120,17 +120,17 @@ def _connect(address: str) -> Any:
 
 
 def _require_listener(address: str) -> None:
-    """Raises OSError or ValueError when nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raises OSError or ValueError when nothing listens at HOST:PORT; Ray itself would try for minutes."""
     if address == "auto":
         return
-    place = urlsplit(address if "//" in address else f"//{address}")
-    if place.hostname is None or place.port is None:
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    if parts.hostname is None or parts.port is None:
         raise ValueError("not an address like HOST:PORT, ray://HOST:10001 or auto")
-    socket.create_connection((place.hostname, place.port), timeout=10).close()
+    socket.create_connection((parts.hostname, parts.port), timeout=10).close()
 
 
 def _require_room(ray: Any, cpus: int, gpus: float) -> None:
-    """Raises RunError when no node could ever take a job: Ray would wait for one without a word."""
+    """Raises RunError when no node could ever take a job; Ray would wait for one and say nothing."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)

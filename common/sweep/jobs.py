@@ -1,4 +1,4 @@
-"""Many runs of one script: finished ones skipped, interrupted ones resumed, failures told after the others ended."""
+"""Many runs of one script: finished ones are skipped, interrupted ones resumed, failures reported at the end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from common.errors import RunError
@@ -27,10 +24,10 @@ INTERRUPTED = 130  # exit status of a script that the user stopped
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: the name of its folder and the settings of the script that are not its defaults.
+    """One run: the name of its folder and the settings that it is given; the others keep the script's defaults.
 
-    `where` are settings that may differ when it is resumed: where the data is. `machine` are those that a new run gets
-    from the machine it starts on and keeps from then on: its threads.
+    `where` are settings that may change when the run is resumed: where the data is. `machine` are settings that a new
+    run takes from the machine it starts on and then keeps: its threads.
     """
 
     name: str
@@ -52,21 +49,21 @@ class Work:
         return self.results_dir / self.task / job.name
 
     def log(self, job: Job) -> Path:
-        """Returns the file that holds what the job said."""
+        """Returns the file with the job's output."""
         return self.results_dir / self.task / f"{job.name}.log"
 
     def start(self, job: Job, remark: str = "") -> int:
-        """Starts the job's process, or goes on with its run, and returns its exit status. `remark` goes to the log."""
+        """Runs the job's script, anew or with --resume, and returns its exit status; `remark` goes to the log."""
         folder, log = self.folder(job), self.log(job)
         if (folder / "config.yaml").exists():
-            arguments = ["--resume", str(folder), *options(job.where)]
+            arguments = ["--resume", str(folder), *as_words(job.where)]
         else:
             if folder.is_dir() and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*")):
-                shutil.rmtree(folder)  # stopped before it wrote its settings: nothing is in it
+                shutil.rmtree(folder)  # stopped before it wrote its settings: the folder is empty
             settings = {**job.settings, **job.machine, **job.where}
-            arguments = [*options(settings), "--results-dir", str(self.results_dir), "--run-name", folder.name]
+            arguments = [*as_words(settings), "--results-dir", str(self.results_dir), "--run-name", folder.name]
         log.parent.mkdir(parents=True, exist_ok=True)
-        # OpenMP's threads wait busily by default, which takes the core away from the run beside.
+        # By default OpenMP's idle threads spin, which takes the core away from the run beside.
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
         with log.open("a") as file:
             if remark:
@@ -77,15 +74,15 @@ class Work:
             ).returncode
 
 
-Place = Callable[[Work, Sequence[Job]], Generator[tuple[Job, int], None, None]]
-"""Where jobs run: yields each with its exit status as it ends; closed early, it stops those under way."""
+Executor = Callable[[Work, Sequence[Job]], Generator[tuple[Job, int], None, None]]
+"""Runs jobs: yields each with its exit status as it ends; when it is closed early, it stops those that are running."""
 
 
 class JobsFailed(RunError):
-    """Some runs failed, and the others have ended; `failed` has the last line of each by name."""
+    """Some runs failed and the others have ended; `failed` has the last line of each failed run by name."""
 
     def __init__(self, failed: Mapping[str, str], total: int) -> None:
-        """Tells of `failed` among `total` runs in one line."""
+        """Reports `failed` among `total` runs in one line."""
         same: dict[str, list[str]] = {}
         for name, line in failed.items():
             same.setdefault(line, []).append(name)
@@ -95,24 +92,24 @@ class JobsFailed(RunError):
         self.failed = failed
 
 
-def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
-    """Returns the finished run folders by job name, running what is not finished yet.
+def run_jobs(work: Work, jobs: Sequence[Job], executor: Executor) -> dict[str, Path]:
+    """Returns the finished run folders by job name, after it has run those that were not finished.
 
-    Each job is a process of its own, so that a crash takes nothing else along; what it says goes to its log.
+    Each job is a process of its own, so that a crash affects no other; its output goes to its log.
 
     Raises:
         JobsFailed: some jobs failed; the same call does what is missing.
         RunError: a job's folder holds a run with other settings.
-        KeyboardInterrupt: the user stopped it; the runs under way can be resumed.
+        KeyboardInterrupt: the user stopped it; the runs that were going on can be resumed.
     """
     for job in jobs:
         _require_same_settings(work.folder(job), job.settings)
     waiting = [job for job in jobs if not _is_finished(work.folder(job))]
     failed: dict[str, str] = {}
     bar = tqdm(desc="runs", total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True)
-    under_way = place(work, waiting)
+    ending = executor(work, waiting)
     try:
-        for job, status in under_way:
+        for job, status in ending:
             if status == INTERRUPTED:
                 raise KeyboardInterrupt
             if status or not (work.folder(job) / "metrics.json").exists():
@@ -122,46 +119,15 @@ def run_jobs(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
             bar.update()
             bar.set_postfix_str(job.name)
     finally:
-        under_way.close()
+        ending.close()
         bar.close()
     if failed:
         raise JobsFailed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
     return {job.name: work.folder(job) for job in jobs}
 
 
-def at_once(processes: int | None, device: str) -> int:
-    """Returns how many runs go on at a time on this machine: `processes`, else one on a GPU, one a core on a CPU."""
-    return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
-
-
-def threads_each(threads: int | None, processes: int) -> int:
-    """Returns the CPU threads of each of `processes` runs on this machine: `threads`, else the cores shared out."""
-    return threads or max(1, cpu_count() // processes)
-
-
-def here(processes: int) -> Place:
-    """Returns the place that is this machine, `processes` jobs at a time."""
-
-    def place(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
-        stop = threading.Event()
-
-        def run(job: Job) -> tuple[Job, int]:
-            return job, INTERRUPTED if stop.is_set() else work.start(job)
-
-        # Threads, each waiting for a process of its own: the script's.
-        workers = Parallel(
-            n_jobs=processes, backend="threading", return_as="generator_unordered", pre_dispatch=processes
-        )
-        try:
-            yield from workers(delayed(run)(job) for job in jobs)
-        finally:
-            stop.set()
-
-    return place
-
-
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Returns settings as the words of a command line."""
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Returns settings as the words of the command line that starts a script."""
     words: list[str] = []
     for name, value in settings.items():
         option = name.replace("_", "-")
@@ -179,13 +145,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent() -> None:
-    """Has the kernel kill this process when the one that started it is killed, so that no run goes on unseen."""
+    """Has the kernel kill this process when its parent is killed, so that no run goes on unseen."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether the run's metrics.json is there and whole; the script itself tells of a damaged one."""
+    """Whether the run's metrics.json exists and is whole; the script itself reports a damaged one."""
     try:
         return read_metrics(folder) is not None
     except (OSError, ValueError):
@@ -198,7 +164,7 @@ def _last_line(log: Path) -> str:
 
 
 def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises RunError when the folder holds a run with other settings: its figures must not pass for these.
+    """Raises RunError when the folder holds a run with other settings: its figures are not those of this job.
 
     Both are compared as YAML holds them: lists, not tuples.
     """
@@ -219,7 +185,7 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two settings mean the same: a path however it is spelt, a number that YAML reads as text, as 2e-3."""
+    """Whether two settings mean the same: a path in any spelling, a number that YAML reads as text, such as 2e-3."""
     if isinstance(one, str) and isinstance(other, str) and os.sep in one + other:
         return os.path.abspath(one) == os.path.abspath(other)
     try:

@@ -17,8 +17,7 @@ import torch
 
 from common import cli
 from common.files import load_weights, save_weights
-from common.sweep import grid
-from common.sweep.jobs import options
+from common.sweep.file import groups_of, read
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
@@ -184,20 +183,17 @@ def test_bad_input_at_the_shell() -> None:
 
 
 def test_every_preset_and_every_arm_of_a_sweep_is_accepted(smoke: Path) -> None:
-    paths = list(Path("configs/pruning").glob("*.yaml"))
-    sweeps = [path for path in paths if path.stem.startswith("study")]
+    presets = list(Path("configs/pruning").glob("*.yaml"))
+    sweeps = list(Path("configs/pruning/sweeps").glob("*.yaml"))
     dense = smoke / "checkpoints" / "dense.safetensors"  # stands for what an earlier arm leaves
+    assert presets
     assert sweeps
-    assert set(paths) - set(sweeps)
-    for path in set(paths) - set(sweeps):
+    for path in presets:
         cli.parse(Settings, ["--config", str(path)]).check()
     for path in sweeps:
-        sweep = grid.read(path)
         for smoke_test in (False, True):
-            everything = [arm for one in sweep.grids for arm in grid.arms(sweep, one, smoke_test=smoke_test)]
-            grid.require_distinct([arm.name for arm in everything], sweep.baseline)
-            for arm in everything:
-                cli.parse(Settings, options({**arm.settings, "dense_weights": str(dense)})).check()
+            for arm in (arm for group in groups_of(read(path), smoke_test=smoke_test) for arm in group):
+                cli.from_mapping(Settings, {**arm.settings, "dense_weights": str(dense)}).check()
 
 
 def test_a_full_disk_is_told_and_spoils_nothing(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import yaml
 
 from common.errors import RunError
 from common.files import ROOT
-from common.sweep.cluster import on_ray
+from common.sweep.cluster import ray_executor
 from common.sweep.jobs import Job, Work
 
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements-ray.txt")
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install '.[ray]'")
+pytestmark = pytest.mark.cluster
 
 # Says where it is at work, waits for the file `go`, and goes on when it is resumed, as a run does.
 SCRIPT = """
@@ -116,11 +117,11 @@ def test_where_the_folder_is_not_shared_the_run_comes_back(
     (tmp_path / "toy" / "go").touch()
     monkeypatch.setattr("common.sweep.cluster.shared_marker", lambda folder: tmp_path / "on another machine")
     work, job = Work(str(toy), "toy", tmp_path / "out"), Job("rate1", {"rate": 1, "seed": 0})
-    assert list(on_ray(cluster.address, cpus=1, gpus=0)(work, [job])) == [(job, 0)]
+    assert list(ray_executor(cluster.address, cpus=1, gpus=0)(work, [job])) == [(job, 0)]
     assert json.loads((work.folder(job) / "metrics.json").read_text())["loss"] == 1
     assert work.log(job).read_text().startswith("on node ")
     later = Job("rate2", {"rate": 2, "seed": 0, "weights": f"{work.folder(job)}/weights"})
-    assert list(on_ray(cluster.address, cpus=1, gpus=0)(work, [later])) == [(later, 1)]
+    assert list(ray_executor(cluster.address, cpus=1, gpus=0)(work, [later])) == [(later, 1)]
     assert "rate1/weights: not here; share the results folder" in work.log(later).read_text()
     cluster.remove_node(node)
 
@@ -129,8 +130,8 @@ def test_a_run_that_fits_no_node_and_a_cluster_that_is_not_there(cluster: Any, t
     node = cluster.add_node(num_cpus=1)
     work, job = Work(str(toy), "toy", tmp_path / "out"), Job("rate1", {"rate": 1, "seed": 0})
     with pytest.raises(RunError, match=r"no node of the cluster has 1 CPUs and 2 GPUs for a run"):
-        list(on_ray(cluster.address, cpus=1, gpus=2)(work, [job]))
+        list(ray_executor(cluster.address, cpus=1, gpus=2)(work, [job]))
     cluster.remove_node(node)
     for address in ("localhost:1", "nonsense"):
         with pytest.raises(RunError, match=rf"--ray {address}: no Ray cluster there"):
-            list(on_ray(address, cpus=1, gpus=0)(work, [job]))
+            list(ray_executor(address, cpus=1, gpus=0)(work, [job]))

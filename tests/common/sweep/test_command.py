@@ -1,4 +1,4 @@
-"""A grid of settings × seeds of one script: which runs it makes, its tables, its failures, and a real Ray cluster."""
+"""Arms × seeds of one script: which runs the command makes, what it skips and refuses, and how it is stopped."""
 
 import csv
 import json
@@ -18,53 +18,7 @@ import yaml
 import common.sweep.command
 from common.errors import RunError, UsageError
 from common.sweep.command import Sweep, default_folder, main
-from common.sweep.grid import arm_name, arms, read
-from common.sweep.jobs import Job, JobsFailed, Place, Work, run_jobs
-
-# A script that keeps the run contract in a line each; `--rate 9` fails, and a run waits while a file `wait` is there.
-SCRIPT = """
-import argparse, json, pathlib, sys, time
-parser = argparse.ArgumentParser()
-for name in ("resume", "results-dir", "run-name", "data-dir", "kind", "weights"):
-    parser.add_argument("--" + name)
-for name in ("rate", "seed", "threads"):
-    parser.add_argument("--" + name, type=float)
-parser.add_argument("--smoke-test", action="store_true")
-words = parser.parse_args()
-here = pathlib.Path(__file__).parent
-run = pathlib.Path(words.resume) if words.resume else pathlib.Path(words.results_dir) / "toy" / words.run_name
-if words.resume:
-    settings = json.loads((run / "config.yaml").read_text())
-else:
-    run.mkdir(parents=True)
-    settings = vars(words)
-    (run / "config.yaml").write_text(json.dumps(settings))
-if settings["weights"] and not pathlib.Path(settings["weights"]).exists():
-    sys.exit("error: no such weights")
-while (here / "wait").exists():
-    time.sleep(0.05)
-if settings["rate"] == 9:
-    sys.exit("error: the rate is too high")
-(run / "weights").touch()
-metrics = {"loss": settings["rate"] + settings["seed"], "inner": {"score": 2.0}, "best": True}
-metrics |= {"classes": 10, "seconds": 1.0}
-(run / "metrics.json").write_text(json.dumps(metrics | {"dataset": {"name": settings["kind"] or "toys"}}))
-"""
-
-
-@pytest.fixture
-def sweep_of(tmp_path: Path) -> Callable[..., Sweep]:
-    """Writes a toy script and a sweep file; returns the command's options."""
-    (tmp_path / "toy").mkdir()
-    script = tmp_path / "toy" / "run.py"
-    script.write_text(SCRIPT)
-
-    def make(grids: Any, options: dict[str, Any] | None = None, **more: Any) -> Sweep:
-        path = tmp_path / "toys.yaml"
-        path.write_text(yaml.safe_dump({"script": str(script), "grids": grids, **more}))
-        return Sweep(path, **{"results_dir": tmp_path / "out", "processes": 2, **(options or {})})
-
-    return make
+from common.sweep.jobs import Executor, Job, JobsFailed, Work, run_jobs
 
 
 def table(tmp_path: Path) -> list[dict[str, str]]:
@@ -94,20 +48,31 @@ def test_without_columns_the_results_that_differ_are_tabulated(sweep_of: Callabl
     assert list(table(tmp_path)[0]) == ["arm", "seed", "state", "data", "loss", "rate"]
 
 
+def test_named_arms_and_their_comparisons(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    arms = {"low": {"rate": 1}, "high": {"rate": 3}}
+    main(sweep_of(arms=arms, seeds=1, columns=["loss"], comparisons={"high − low": ["high", "low"]}))
+    assert [(row["arm"], row["loss"], row["rate"]) for row in table(tmp_path)] == [
+        ("low", "1.0", "1"),
+        ("high", "3.0", "3"),
+    ]
+    assert (tmp_path / "out" / "table.md").read_text().splitlines()[-1] == "| high − low | 1 | +2.000 |"
+
+
 def test_a_later_grid_uses_what_an_earlier_one_made(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     later = {"rate": [2, 3], "weights": "{runs}/rate1-seed{seed}/weights"}
     main(sweep_of([{"rate": [1]}, later], seeds=2))
     assert {row["state"] for row in table(tmp_path)} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_grid_waits_only_for_the_runs_whose_files_it_takes(
     sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[list[str]] = []
 
-    def watched(work: Work, jobs: Sequence[Job], place: Place) -> dict[str, Path]:
+    def watched(work: Work, jobs: Sequence[Job], executor: Executor) -> dict[str, Path]:
         together.append([job.name for job in jobs])
-        return run_jobs(work, jobs, place)
+        return run_jobs(work, jobs, executor)
 
     monkeypatch.setattr(common.sweep.command, "run_jobs", watched)
     weights = "{runs}/rate%s-seed{seed}/weights"
@@ -127,7 +92,7 @@ def test_a_file_of_a_run_that_nothing_before_makes_is_refused(
     sweep_of: Callable[..., Sweep], tmp_path: Path, file: str
 ) -> None:
     later = {"rate": [3], "weights": f"{{runs}}/{file}"}
-    with pytest.raises(UsageError, match=r"weights: no grid before it has a run rate\d-seed\d"):
+    with pytest.raises(UsageError, match=r"weights: no arm or grid before it has a run rate\d-seed\d"):
         main(sweep_of([{"rate": [1]}, later, {"rate": [9]}], seeds=2))
     assert not (tmp_path / "out").exists()
 
@@ -147,6 +112,7 @@ def test_the_smoke_test_keeps_out_of_the_folder_of_the_real_sweep() -> None:
     assert folders == [Path("results/sweeps/study"), Path("results/sweeps/study-smoke-test")]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     sweep = sweep_of([{"rate": [1, 9]}], seeds=2)
     with pytest.raises(JobsFailed, match=r"2 of 4 runs failed.*rate9-seed0, rate9-seed1: error: the rate is too high"):
@@ -172,6 +138,7 @@ def test_a_setting_that_is_taken_back_is_noticed(sweep_of: Callable[..., Sweep])
         main(sweep_of([{"rate": [1]}]))
 
 
+@pytest.mark.slow
 def test_an_arm_without_runs_may_change(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     main(sweep_of([{"rate": [1]}], seeds=1))
     shutil.rmtree(tmp_path / "out" / "toy" / "rate1-seed0")
@@ -179,6 +146,7 @@ def test_an_arm_without_runs_may_change(sweep_of: Callable[..., Sweep], tmp_path
     assert json.loads((tmp_path / "out" / "arms.json").read_text()) == {"rate1": {"kind": "other", "rate": 1}}
 
 
+@pytest.mark.slow
 def test_runs_on_different_data_are_called_that(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     main(sweep_of([{"kind": ["real", "digits"], "rate": 1}]))
     text = (tmp_path / "out" / "table.md").read_text()
@@ -196,36 +164,30 @@ def test_the_shared_settings_give_way_to_the_smoke_test(sweep_of: Callable[..., 
     assert settings["data_dir"] == str(tmp_path)
 
 
-def test_names_of_arms() -> None:
-    assert arm_name({"allocation": "lamp", "sparsity": 0.95, "flip": False}) == "lamp-sparsity0.95-no_flip"
-    assert arm_name({"env_id": "Hopper-v4", "path": "a/b"}) == "Hopper-v4-a_b"
-    assert arm_name({}) == "all"
-
-
-def test_arms_come_in_the_order_of_the_file(sweep_of: Callable[..., Sweep]) -> None:
-    file = read(sweep_of([{"kind": ["b", "a"], "rate": [2, 1]}]).file)
-    names = [arm.name for arm in arms(file, file.grids[0], smoke_test=False)]
-    assert names == ["b-rate2", "b-rate1", "a-rate2", "a-rate1"]
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"script": "nothing.py"}, "script nothing.py: no such script"),
-        ({"grids": []}, "grids: list should have at least 1 item"),
+        ({"grids": []}, "no arms: give them by name"),
         ({"grids": [{"rate": []}]}, "empty list of values for rate"),
         ({"grids": [{"rate": [1, 1]}]}, "two arms are called rate1"),
         ({"grids": [{"rate": 1}, {"rate": 2}]}, "two arms are called all"),
-        ({"grids": [{"seed": [1, 2]}]}, "seed is not for a grid to set"),
-        ({"shared": {"run_name": "x"}}, "run_name is not for a grid to set"),
+        ({"grids": [{"seed": [1, 2]}]}, "seed is not for an arm to set"),
+        ({"shared": {"run_name": "x"}}, "run_name is not for an arm to set"),
         ({"seeds": [1, 1]}, "the same seed twice"),
         ({"script": "README.md"}, "script README.md: no such script"),
         ({"seeds": 0}, "seeds.*greater than or equal to 1"),
         ({"baseline": "rate7"}, "baseline rate7: no such arm; there are rate1"),
         ({"colums": ["loss"]}, "colums: unexpected keyword"),
         ({"script": "pruning/train.py"}, "script pruning/train.py: not a script of runs"),
-        ({"script": "pruning/run.py"}, "arm rate1: Unrecognized options: --rate=1"),
-        ({"script": "vae/study.py", "grids": [{"epoch": 1}]}, "arm all: Unrecognized options: --epoch=1"),
+        ({"arms": {"rate1": {"rate": 2}}}, "two arms are called rate1"),
+        ({"arms": {"a/b": {"rate": 2}}}, "arms: 'a/b' cannot name a folder"),
+        ({"arms": {"a": {"seed": 2}}}, "seed is not for an arm to set"),
+        ({"comparisons": {"gain": ["rate1", "rate7"]}}, "comparisons: gain: no arm is called rate7; there are rate1"),
+        ({"comparisons": {"gain": ["rate1"]}}, r"comparisons\.gain"),
+        ({"models": {}, "claims": {}}, "claims is now called comparisons, models is now called arms"),
+        ({"script": "pruning/run.py"}, "arm rate1: unknown setting 'rate'"),
+        ({"script": "vae/study.py", "grids": [{"epoch": 1}]}, "arm all: unknown setting 'epoch'"),
         ({"script": "rl/train_sac_icm.py", "grids": [{"discount": [0.9, 2.0]}]}, "arm discount2.0: --discount 2.0"),
         ({"script": "pruning/run.py", "grids": [{"sparsity": [0.5]}]}, "yaml: arm sparsity0.5: --sparsity 0.5 with"),
         (
@@ -267,6 +229,7 @@ def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callabl
         main(sweep_of([{"rate": [1]}], {"gpus": 1.0}))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     """The command as typed, stopped while two runs are under way: they go on where they were when it is typed again."""
     sweep = sweep_of([{"rate": [1, 2, 3]}])
@@ -285,6 +248,7 @@ def test_ctrl_c_leaves_nothing_half_written(sweep_of: Callable[..., Sweep], tmp_
     assert [row["state"] for row in table(tmp_path)] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_a_run_does_not_outlive_its_sweep(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     """`kill -9` of the sweep: a run that went on unseen would be in the way of the next attempt."""
     if sys.platform != "linux":

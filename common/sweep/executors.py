@@ -1,0 +1,42 @@
+"""The executor of this machine, and how many runs and threads it takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+
+import torch
+from joblib import Parallel, cpu_count, delayed
+
+from common.sweep.jobs import INTERRUPTED, Executor, Job, Work
+
+
+def local_executor(processes: int) -> Executor:
+    """Returns the executor of this machine, `processes` jobs at a time."""
+
+    def execute(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
+        stop = threading.Event()
+
+        def run(job: Job) -> tuple[Job, int]:
+            return job, INTERRUPTED if stop.is_set() else work.start(job)
+
+        # A thread waits for each script, which is a process of its own.
+        workers = Parallel(
+            n_jobs=processes, backend="threading", return_as="generator_unordered", pre_dispatch=processes
+        )
+        try:
+            yield from workers(delayed(run)(job) for job in jobs)
+        finally:
+            stop.set()
+
+    return execute
+
+
+def runs_at_once(processes: int | None, device: str) -> int:
+    """Returns how many runs to start at a time on this machine: `processes`, else one on a GPU, one a core on a CPU."""
+    return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
+
+
+def threads_each(threads: int | None, processes: int) -> int:
+    """Returns the CPU threads of each of `processes` runs on this machine: `threads`, else an equal share of cores."""
+    return threads or max(1, cpu_count() // processes)

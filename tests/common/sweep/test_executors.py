@@ -1,0 +1,19 @@
+"""How many runs and threads this machine takes. What the local executor does with jobs is tested in test_jobs.py."""
+
+import pytest
+from joblib import cpu_count
+
+from common.sweep.executors import runs_at_once, threads_each
+
+
+def test_on_a_cpu_a_run_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert [runs_at_once(None, "auto"), runs_at_once(3, "auto"), runs_at_once(None, "cpu")] == [1, 3, cpu_count()]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert runs_at_once(None, "auto") == cpu_count()
+
+
+def test_the_cores_are_shared_out() -> None:
+    assert threads_each(None, 1) == cpu_count()
+    assert threads_each(None, 1000) == 1
+    assert threads_each(3, 1000) == 3
