@@ -41,7 +41,7 @@ class Settings:
     at_once: int = 2
     """Models at a time: processes, or models in lockstep."""
     data_dir: Path | None = None
-    """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
+    """Folder with the datasets; none means the variable DATA_DIR, or else ./data."""
     arch: Literal["fc", "conv"] | None = None
     """For the benchmark's own processes: which network."""
     threads: int = 1

@@ -57,7 +57,7 @@ class Settings:
     device: str = "auto"
     """auto, cpu or cuda."""
     data_dir: Path | None = None
-    """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
+    """Folder with the datasets; none means the variable DATA_DIR, or else ./data."""
     output: Path | None = None
     """JSON file for the figures."""
     side: str | None = None

@@ -214,6 +214,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(std, torch.ones(3), atol=1e-4, rtol=0)
 
 
+@pytest.mark.real_data
 def test_held_out_images_are_not_trained_on(real_data_dir: Path) -> None:
     dataset = load(real_data_dir)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (45_000, 5_000, 10_000)
@@ -225,6 +226,7 @@ def test_held_out_images_are_not_trained_on(real_data_dir: Path) -> None:
     torch.testing.assert_close(dataset.mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=2e-3, rtol=0)
 
 
+@pytest.mark.real_data
 def test_real_mnist(real_data_dir: Path) -> None:
     raw = sources.mnist(real_data_dir)
     assert raw.train_images.shape == (60_000, 1, 28, 28)
@@ -232,6 +234,7 @@ def test_real_mnist(real_data_dir: Path) -> None:
     assert raw.train_images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
 
 
+@pytest.mark.real_data
 def test_damaged_mnist_is_refused(real_data_dir: Path, tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

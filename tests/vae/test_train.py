@@ -17,7 +17,7 @@ import yaml
 
 from common import cli, data
 from common.files import load_weights, save_weights
-from vae import bounds, objective
+from vae import bounds, classifier, objective
 from vae.priors import mapped_to
 from vae.settings import Settings
 from vae.train import initial_model, main
@@ -37,10 +37,13 @@ def train(*arguments: str, check: bool = True, **options: Any) -> subprocess.Com
 
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
-    """The run folder of the whole experiment at its smallest: one epoch of a small VAE with 2 dimensions."""
+    """The run folder of the whole experiment at its smallest: one epoch of a small β-VAE, one of the classifier."""
     folder = tmp_path_factory.mktemp("results")
-    short = [*QUICK, "--latent", "2", "--nll-samples", "3", "--prior", "gaussian12", "--run-name", "quick"]
-    cli.run(main, Settings, [*short, "--results-dir", str(folder)])
+    short = [*QUICK, "--latent", "2", "--nll-samples", "3", "--prior", "gaussian12", "--beta", "3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "EPOCHS", 1)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # no other test shall find it
+        cli.run(main, Settings, [*short, "--run-name", "quick", "--results-dir", str(folder)])
     return folder / "vae" / "quick"
 
 
@@ -74,7 +77,7 @@ KEYS = {
 def test_the_smallest_run_writes_what_the_contract_says(quick: Path) -> None:
     metrics = metrics_of(quick)
     assert metrics.keys() >= KEYS
-    expected = {"arch": "fc", "prior": "gaussian12", "prior_mean": 1, "prior_std": 2, "latent": 2, "beta": 1}
+    expected = {"arch": "fc", "prior": "gaussian12", "prior_mean": 1, "prior_std": 2, "latent": 2, "beta": 3}
     assert metrics | expected == metrics
     assert metrics["elbo"] == pytest.approx(-metrics["reconstruction"] - metrics["kl"])
     assert metrics["fid"] == metrics["quality"]["prior samples"]["fid"]
@@ -83,7 +86,7 @@ def test_the_smallest_run_writes_what_the_contract_says(quick: Path) -> None:
         *("interpolations", "quality", "early_look"),
     }
     (row,) = (row for row in csv.DictReader((quick / "history.csv").open()) if row["stage"] == "vae")
-    assert float(row["loss/train"]) == pytest.approx(float(row["reconstruction/train"]) + float(row["kl/train"]))
+    assert float(row["loss/train"]) == pytest.approx(float(row["reconstruction/train"]) + 3 * float(row["kl/train"]))
 
 
 @pytest.mark.slow
@@ -246,7 +249,7 @@ def test_bad_input_is_one_line_and_the_right_status(
 
 @pytest.mark.slow
 def test_batch_norm_sees_training_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Validation and the pictures of an early look must not move the statistics that the model is saved with."""
+    """Validation and the images of an early look must not move the statistics that the model is saved with."""
     short = ["--dataset", "digits", "--arch", "deep", "--epochs", "1", "--batch-size", "600", "--generated", "100"]
     cli.run(main, Settings, [*short, "--nll-samples", "1", "--results-dir", str(tmp_path)])
     run = Path(capsys.readouterr().out.splitlines()[-1])
@@ -279,16 +282,16 @@ def test_damaged_metrics_are_not_taken_for_a_finished_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", ["[]", "{}", '{"real training images": {}}', "{"])
-def test_damaged_caches_are_made_anew(content: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_caches_are_made_anew(content: str, smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "trilab"
     for path in cache.glob("reference-*.json"):
         path.write_text(content)
     for path in cache.glob("classifier-*.safetensors"):
         save_weights(path, {"x": torch.zeros(1)})
-    short = [*QUICK, "--latent", "2", "--nll-samples", "1", "--results-dir", str(quick.parents[1])]
+    short = [*QUICK, "--latent", "2", "--nll-samples", "1", "--results-dir", str(smoke.parents[1])]
     cli.run(main, Settings, short)
     metrics = metrics_of(Path(capsys.readouterr().out.splitlines()[-1]))
-    assert metrics["classifier"] == metrics_of(quick)["classifier"]  # trained anew to the same weights
+    assert metrics["classifier"] == metrics_of(smoke)["classifier"]  # trained anew to the same weights
     assert metrics["quality"]["uniform noise"]["coverage"] == 0
 
 
