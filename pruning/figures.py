@@ -101,7 +101,7 @@ def layers(table: Sequence[Mapping[str, Any]], caption: str) -> Figure:
         (right, "multiply_adds", "multiply_adds_after", "multiply-adds an image [millions]"),
     ):
         axes.bar(names, [row[whole] / 1e6 for row in table], color="0.85", label="dense")
-        axes.bar(names, [row[rest] / 1e6 for row in table], color=COLOURS[0], label="left")
+        axes.bar(names, [row[rest] / 1e6 for row in table], color=COLOURS[0], label="kept")
         for x, row in enumerate(table):
             axes.annotate(f"{row[rest] / row[whole]:.0%}", (x, row[whole] / 1e6), ha="center", va="bottom", fontsize=7)
         axes.set(xlabel="convolution (features.N)", ylabel=label)

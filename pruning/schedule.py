@@ -32,7 +32,7 @@ class MaskSchedule:
     gradual: bool
     gradual_fraction: float
     every: int
-    regrow: float  # fraction of each layer's kept weights that the first pruning exchanges
+    regrow: float  # fraction of each layer's kept weights to exchange; a pruning exchanges its `cosine_share`
     seed: int  # of the random masks
 
     @classmethod

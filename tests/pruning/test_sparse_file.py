@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common import cli
 from common.errors import RunError
 from common.files import save_weights
 from pruning.masks import Masks, apply_masks, magnitude_masks
-from pruning.sparse_file import VALUES, load_sparse, pack, save_sparse, unpack
+from pruning.sparse_file import VALUES, Inspect, load_sparse, main, pack, save_sparse, unpack
 from pruning.vgg import VGG11, prunable_weights
 
 
@@ -190,6 +191,21 @@ def test_refuses_to_lose_a_weight_outside_the_mask() -> None:
         pack({"x.weight": torch.ones(3)}, {"x": torch.tensor([True, False, True])}, "float32")
 
 
+def test_command_lists_a_file_and_refuses_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.sparse"
+    save_sparse(path, *small_network(), "float16")
+    cli.command(main, Inspect, [str(path)])
+    listed = capsys.readouterr().out
+    assert "float16" in listed
+    assert "(6, 4, 3, 3)" in listed
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SystemExit) as stop:
+        cli.command(main, Inspect, [str(path)])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: truncated or damaged")
+
+
+@pytest.mark.slow
 def test_command_line_lists_a_file_and_refuses_a_damaged_one(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.sparse", tmp_path / "bad.sparse"
     save_sparse(good, *small_network(), "float16")
