@@ -129,12 +129,13 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
         one, other = (models[model] for model in pairs[name])
         mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
         said = BETA if one.get("beta", 1) > other.get("beta", 1) else CONTROL if mapped else PRIORS
+        beta = f", β = {one['beta']:g}" if said == BETA else ""
         fid, elbo = differences["fid"], differences["elbo"]
         texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
         claims.append(
             Claim(
                 said,
-                f"{name}: FID {texts[0][0]}, ELBO {texts[1][0]}",
+                f"{name}{beta}: FID {texts[0][0]}, ELBO {texts[1][0]}",
                 ", ".join(interval or "none" for _, _, interval in texts),
                 len(study.seeds),
                 sentence(fid, elbo),

@@ -154,7 +154,7 @@ def run_link(folder: Folder) -> str:
 
 def link(kind: str, name: str) -> str:
     """Returns a name for links that no other thing of this kind has."""
-    return f"{kind}-{anchor(name)}-{zlib.crc32(name.encode(errors='replace')):08x}"
+    return f"{kind}-{anchor(name)[:60]}-{zlib.crc32(name.encode(errors='replace')):08x}"
 
 
 def anchor(title: str) -> str:

@@ -123,7 +123,7 @@ def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iter
     if isinstance(block, str):
         yield f"{heading} {block[2:]}" if block.startswith("# ") else block.removeprefix("! ")
     elif isinstance(block, Heading):
-        yield f'{heading} <a id="{block.link}"></a>{block.title}'
+        yield f'{heading} {block.title} <a id="{block.link}"></a>'
     elif isinstance(block, Table):
         yield block.markdown().rstrip()
     elif isinstance(block, Picture):

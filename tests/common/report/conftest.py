@@ -1,4 +1,4 @@
-"""What the tests of the report look at: a results folder with runs of every kind, and its page."""
+"""What the tests of the report page look at: a results folder with runs of every kind, and its page."""
 
 import json
 import shutil
@@ -10,24 +10,25 @@ import pytest
 
 from common.report.command import Report, main
 from common.tables import Table
-
-REFERENCE = Path(__file__).resolve().parents[3] / "results" / "reference"
+from tests.common.report.runs import CIFAR10, STACKED, pruning_run, rl_run, vae_run, vae_study
 
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every kind: committed ones of the three tasks, one on the stand-in, an interrupted one, two damaged."""
+    """Runs of every kind: finished ones of the three tasks, one on the stand-in, an interrupted one, two damaged."""
     folder = tmp_path_factory.mktemp("results")
-    for name in ("pruning/sparse98", "rl/none", "rl/stacked", "vae/claims", "vae/fc16"):
-        shutil.copytree(REFERENCE / name, folder / name, ignore=shutil.ignore_patterns("runs"))
-    digits = folder / "pruning" / "on-digits"
-    shutil.copytree(REFERENCE / "pruning", digits, ignore=shutil.ignore_patterns("sparse98", "study*"))
-    edit(digits / "metrics.json", lambda metrics: metrics["dataset"].update(name="digits", stand_in_for="cifar10"))
+    digits = CIFAR10 | {"name": "digits", "stand_in_for": "cifar10"}
+    pruning_run(folder / "pruning" / "on-digits", dataset=digits)
+    pruning_run(folder / "pruning" / "sparse98", allocation="global", conv_weights_kept=0.02)
+    rl_run(folder / "rl" / "none")
+    rl_run(folder / "rl" / "stacked", "stacked", STACKED)
+    vae_study(folder / "vae" / "claims")
+    vae_run(folder / "vae" / "fc16")
     (folder / "rl" / "stopped").mkdir()
-    shutil.copy(REFERENCE / "rl" / "none" / "config.yaml", folder / "rl" / "stopped")
-    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "cut-off")
+    shutil.copy(folder / "rl" / "none" / "config.yaml", folder / "rl" / "stopped")
+    vae_run(folder / "vae" / "cut-off")
     (folder / "vae" / "cut-off" / "metrics.json").write_text('{"elbo": -9')
-    shutil.copytree(folder / "vae" / "fc16", folder / "vae" / "lacking")
+    vae_run(folder / "vae" / "lacking")
     edit(folder / "vae" / "lacking" / "metrics.json", lambda metrics: metrics.update(elbo="<script>alert(1)</script>"))
     (folder / "pruning" / "on-digits" / "figures" / "layers.png").write_bytes(b"no picture")
     sweep = folder / "sweeps" / "toys"

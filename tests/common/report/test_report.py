@@ -1,4 +1,4 @@
-"""The report: what it says of real runs, and of damaged ones."""
+"""The report page: what it says of finished runs, and of damaged ones."""
 
 import dataclasses
 import html
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from common import cli
 from common.report.command import Report, duration, main
-from common.report.folders import find, usable
+from common.report.folders import Folder, find, usable
 from common.stats import Interval
 from common.tables import Table, parse
-from tests.common.report.conftest import REFERENCE, edit
+from pruning.report import section as pruning_section
+from tests.common.report.conftest import edit
+from tests.common.report.runs import pruning_run, rl_run
 from vae.report import verdict
 
 
@@ -41,36 +42,87 @@ def test_every_run_is_listed_with_its_state(results: Path, page: Path) -> None:
     assert "alert" not in text  # nothing of a damaged run is shown
 
 
+def test_the_page_opens_with_the_claims_and_the_answers(page: Path) -> None:
+    source = page.read_text()
+    first, *_ = re.findall(r"<section.*?</section>", source, flags=re.S)
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", first)).split())
+    assert text.startswith("Answers 1 run used the embedded stand-in data")
+    for answer in (
+        "STAND-IN data: 87.46 → 85.03 → 87.65 % with 22.97 % of the weights none: one seed 1 no result: stand-in data",
+        "on one frame not measured here run python rl/train_sac_icm.py --icm stacked and --icm single",
+        "than the VAE under N(1, 2²) conv 16: β-VAE − VAE, N(1, 2²), β = 4: FID +318, ELBO −17.72 [+312, +325], "
+        "[−18.02, −17.48] 5 worse in FID and ELBO details",
+        "names no better one conv 16: N(1, 2²) − N(0, 1): FID +76, ELBO −1.3 [+49, +103], [−1.9, −0.6] 5 worse in FID",
+        "Our control: both priors from the same start conv 16: the same, mapped start: FID −14, ELBO +0.08 [−37, +8], "
+        "[−0.25, +0.34] 5 no difference shown: both intervals contain 0",
+    ):
+        assert answer in text
+    links = set(re.findall(r'href="#([^"]+)"', first))
+    assert len(links) == 2
+    assert all(f'id="{link}"' in source for link in links)
+
+
+def test_claims_that_no_run_tests_say_how_to_test_them(tmp_path: Path) -> None:
+    main(Report(tmp_path, output=tmp_path / "page.html"))
+    text = " ".join(text_of(tmp_path / "page.html").split())
+    assert text.count("not measured here") == 4
+    assert "run python vae/study.py --config configs/vae/study_claims.yaml" in text
+
+
+def test_a_claim_is_judged_by_its_interval_only(tmp_path: Path) -> None:
+    """Five seeds: dense and fine-tuned lie within a point of the claim, pruned lies far above; of one, it is open."""
+    for seed in range(5):
+        changes = {"dense_accuracy": 0.87 + seed / 1000, "finetuned_accuracy": 0.88, "pruned_accuracy": 0.8 + seed / 10}
+        pruning_run(tmp_path / f"{'five' if seed else 'one'}" / f"seed{seed}", seed=seed, **changes)
+    shutil.copytree(tmp_path / "one" / "seed0", tmp_path / "five" / "seed0")
+    assert pruning_verdict(find(tmp_path / "one")).startswith("open: 1 seed, too few for a conclusion. Here dense and")
+    assert pruning_verdict(find(tmp_path / "five")) == "dense and fine-tuned within 1 point; pruned 59 points above"
+    for seed in range(5):
+        metrics = tmp_path / "five" / f"seed{seed}" / "metrics.json"
+        edit(metrics, lambda values, seed=seed: values.update(dense_accuracy=0.85 + seed / 100))  # type: ignore[misc]
+    assert "dense open" in pruning_verdict(find(tmp_path / "five"))
+
+
+def pruning_verdict(folders: list[Folder]) -> str:
+    (claim,) = pruning_section(folders).claims
+    return claim.verdict
+
+
 def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
     text = " ".join(text_of(page).split())
     assert "dense test accuracy 87 % 87.46 %" in text
     assert "convolution weights kept 23 % 22.97 %" in text
     assert "stacked − none +484 [−251, +1473] nothing shown 0.72" in text
-    assert "against SAC without curiosity no claim +484 [−251, +1473] nothing shown" in text
+    assert "against SAC without curiosity +484 return [−251, +1473] not shown: the interval contains 0" in text
     assert "conv 16: β-VAE − VAE, N(1, 2²) +318 [+312, +325]" in text
-    said = "“significantly better” FID +318 [+312, +325] , ELBO −17.72 [−18.02, −17.48] worse"
-    assert f"conv 16: β-VAE − VAE, N(1, 2²) {said}" in text
-    assert "conv 16: the same, mapped start no claim" in text
+    assert "conv 16: the same, mapped start" in text
     assert "a|b +1.0 [0.5, 1.5]" in text  # the sweep's table
 
 
 def test_beside_the_report_stands_the_run_most_like_it(tmp_path: Path) -> None:
-    """A sweep's arms at the reference sparsities, longer and gradual, do not take its place."""
-    for name in ("z", "arm", "gradual"):
-        shutil.copytree(REFERENCE / "pruning", tmp_path / name, ignore=shutil.ignore_patterns("sparse98", "study*"))
-    shutil.rmtree(tmp_path / "arm" / "figures")
-    for name, changed in (("arm", {"epochs": 30}), ("gradual", {"epochs": 30, "schedule": "gradual"})):
-        settings = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(settings | changed))
+    """A sweep's arms at the original report's sparsities, longer and gradual, do not take its place."""
+    pruning_run(tmp_path / "z")
+    pruning_run(tmp_path / "arm", figures=(), epochs=30)
+    pruning_run(tmp_path / "gradual", epochs=30, schedule="gradual")
     main(Report(tmp_path, output=tmp_path / "report.html"))
     assert "Run z, seed 0" in text_of(tmp_path / "report.html")
 
 
+def test_long_tables_and_lists_of_runs_are_folded(tmp_path: Path) -> None:
+    for seed in range(13):
+        pruning_run(tmp_path / f"run{seed:02}", figures=(), seed=seed)
+    main(Report(tmp_path, output=tmp_path / "page.html"))
+    source = (tmp_path / "page.html").read_text()
+    assert "<details><summary>Table of 13 rows</summary>" in source  # every run
+    assert "<details><summary>single runs: 13 runs</summary>" in source
+    assert "<details><summary>settings of 13 runs</summary>" in source
+    for setting, count in (("label_smoothing", 1), ("run_name", 1)):  # the shared once, those that differ by run
+        assert source.count(f"{setting}<") == count
+
+
 def test_the_stand_in_is_told_plainly(page: Path) -> None:
     text = " ".join(text_of(page).split())
-    assert "1 run used the embedded stand-in data, scikit-learn's digits, in place of cifar10" in text.replace(
-        "&#x27;", "'"
-    )
+    assert "1 run used the embedded stand-in data, scikit-learn's digits, in place of cifar10" in text
     assert "STAND-IN pruning/on-digits" in text
 
 
@@ -79,7 +131,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
     assert source.count('<img src="data:image/webp;base64,') == source.count("<img") > 10
     assert not re.search(r'(src|href)="(?!data:image/webp;base64,|#)', source)
     assert "@import" not in source
-    assert "layers.png: the figure cannot be read" in source
+    assert "layers: the figure cannot be read" in source
     names = re.findall(r'id="([^"]+)"', source)
     assert len(names) == len(set(names))
     assert set(re.findall(r'href="#([^"]+)"', source)) <= set(names)
@@ -96,7 +148,7 @@ def test_markdown_has_its_figures_beside_it(results: Path, tmp_path: Path, capsy
     assert "| stacked − none | +484 [−251, +1473] |" in text
     assert "\n## Pruning\n" in text
     links = set(re.findall(r"\]\(#(.*?)\)", text))
-    assert len(links) == 6
+    assert {"run-vae-fc16-", "run-rl-none-", "study-vae-claims-"} <= {re.sub(r"\w{8}$", "", link) for link in links}
     assert links <= set(re.findall(r'<a id="(.*?)"></a>', text))
 
 
@@ -119,7 +171,7 @@ def test_a_lower_fid_and_a_higher_elbo_are_better(
 
 def test_the_details_of_a_lone_run_are_open(tmp_path: Path) -> None:
     for count in (1, 2):
-        shutil.copytree(REFERENCE / "rl" / "none", tmp_path / "results" / f"arm{count}")
+        rl_run(tmp_path / "results" / f"arm{count}")
         main(Report(tmp_path / "results", output=tmp_path / "page.html"))
         html = (tmp_path / "page.html").read_text()
         runs = re.findall(r'<details id="run-arm[^>]*>', html)
@@ -130,15 +182,13 @@ def test_the_details_of_a_lone_run_are_open(tmp_path: Path) -> None:
 
 def test_arms_that_find_no_colour_are_named(tmp_path: Path) -> None:
     for number in range(10):
-        shutil.copytree(REFERENCE / "rl" / "none", tmp_path / f"arm{number}", ignore=shutil.ignore_patterns("*.png"))
+        rl_run(tmp_path / f"arm{number}")
     main(Report(tmp_path, format="md"))
     assert "no more than 8 can be told apart in one figure: arm8, arm9." in (tmp_path / "report.md").read_text()
 
 
 def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     """Two seeds: the dense control, and an arm that loses 1 and 2 points to it."""
-    original = json.loads((REFERENCE / "pruning" / "metrics.json").read_text())
-    settings = yaml.safe_load((REFERENCE / "pruning" / "config.yaml").read_text())
     arms = {"dense": ("uniform", 1.0, (0.88, 0.90), 0.7), "lamp": ("lamp", 0.05, (0.87, 0.88), 0.7)}
     arms |= {"slower": ("lamp", 0.05, (0.1, 0.1), 0.9), "twice": ("lamp", 0.05, (0.1, 0.1), 0.7)}
     arms["other"] = ("lamp", 0.05, (0.2, 0.2), 0.7)  # another recipe: no curve of these
@@ -146,16 +196,12 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     arms |= {"taught": ("lamp", 0.05, (0.885, 0.895), 0.7), "dense-taught": ("uniform", 1.0, (0.89, 0.91), 0.7)}
     for name, (allocation, kept, accuracies, fraction) in arms.items():
         for seed, accuracy in enumerate(accuracies):
-            folder = tmp_path / "pruning" / f"{name}-{seed}"
-            folder.mkdir(parents=True)
-            changed = settings | {"allocation": allocation, "seed": seed, "run_name": name}
+            changed = {"allocation": allocation, "seed": seed, "run_name": name, "finetuned_accuracy": accuracy}
             changed["schedule"] = "one-shot" if name == "at-once" else "gradual"
             changed |= {"regrow": 0.5} if name == "back" else {}  # runs of before know no such setting
             changed |= {"distillation": 0.9, "temperature": 2.0} if "taught" in name else {}
             changed |= {"gradual_fraction": fraction, "weight_decay": 0.0 if name == "other" else 5e-4}
-            (folder / "config.yaml").write_text(yaml.safe_dump(changed))
-            metrics = original | {"finetuned_accuracy": accuracy, "conv_weights_kept": kept}
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+            pruning_run(tmp_path / "pruning" / f"{name}-{seed}", figures=(), conv_weights_kept=kept, **changed)
     shutil.copytree(tmp_path / "pruning" / "lamp-0", tmp_path / "sweep" / "lamp-0")  # another study: other networks
     shutil.copytree(tmp_path / "pruning" / "dense-1", tmp_path / "sweep" / "dense-1")
     for config in (tmp_path / "sweep").rglob("config.yaml"):
@@ -177,7 +223,7 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
         "| +0.00 [−0.50, +0.50] | −1.00 [−1.50, −0.50] |"
     ) in text
     assert "trained as long, distillation 0.9 (T 2): 90.00 [89.00, 91.00] % (2 seeds)" in text
-    assert "there twice: pruning/twice-0, pruning/twice-1." in text
+    assert "the same arm and seed: pruning/twice-0, pruning/twice-1." in text
 
 
 @pytest.mark.parametrize(
@@ -247,16 +293,18 @@ def test_whatever_the_damage_there_is_a_page(
 def test_a_figure_that_cannot_be_is_told_and_the_rest_is_shown(
     results: Path, tmp_path: Path, name: str, figure: str, value: Any
 ) -> None:
-    copied = {"rl/none": "rl/none", "rl/stacked": "rl/stacked", "pruning/on-digits": "pruning/reference"}
+    copied = {"vae/fc16": "vae/fc16", "pruning/on-digits": "pruning/reference"}
+    copied |= {"rl/none": "rl/none", "rl/stacked": "rl/stacked"} if name.startswith("rl/") else {}
     for source, place in (copied | ({} if name in copied.values() else {name: name})).items():
         shutil.copytree(results / source, tmp_path / place, ignore=shutil.ignore_patterns("*.png"))
     edit(tmp_path / name / "metrics.json", lambda metrics: metrics.update({figure: value}))
     for form in ("html", "md"):
         main(Report(tmp_path, format=form))  # type: ignore[arg-type]
     text = " ".join(text_of(tmp_path / "report.html").split())
-    assert f"Not shown, because interrupted or damaged (see Every run): {name}." in text
+    assert f"Not shown, because damaged (see Every run): {name}." in text
     assert ("dense test accuracy" in text) == (name != "pruning/reference")
-    assert "Hopper-v4" in text
+    assert ("models: 1 run" in text) == (name != "vae/fc16")
+    assert ("runs: 1 run" in text) == name.startswith("rl/")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
