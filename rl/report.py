@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from common.comparison import verdict
 from common.errors import RunError
 from common.plotting import COLOURS
 from common.report.document import Block, Picture, Section, run_details
@@ -53,7 +54,7 @@ def section(folders: Sequence[Folder]) -> Section:
     for group in comparable([folder for folder, _ in order]):
         arms = named_apart(group[: len(COLOURS)])
         differences = compare.paired(arms)
-        protocol, *tables = compare.tables(arms, differences)
+        protocol, *tables = compare.tables(arms)
         curves = Picture("Mean over seeds with its 95 % interval.", compare.curves(arms))
         blocks += [
             f"# {protocol.caption.split(';')[0]}",
@@ -106,7 +107,7 @@ def said_and_measured(arms: Sequence[compare.Arm], differences: Mapping[str, Int
             case _:
                 continue
         gain = differences[f"{stacked.name} − {arm.name}"]
-        rows.append([*row, difference(gain), compare.reading(gain)])
+        rows.append([*row, difference(gain), verdict(gain)])
     head = ["", "the reference study said", "we measured, difference in return", "so"]
     return [Table(head, rows, "Seed by seed, 95 % bootstrap intervals.")] if rows else []
 

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common import comparison
 from common.report.document import Block, Section, captioned, run_details, stand_in_warning
 from common.report.folders import Folder, usable
-from common.stats import FEWEST, Interval, number
+from common.stats import Interval, number
 from common.tables import Table, counted, difference
 from vae.priors import prior_label
-from vae.study import COLUMNS, COMPARED, tables
+from vae.study import COLUMNS, COMPARED, described, tables
 
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
@@ -75,12 +76,12 @@ def section(folders: Sequence[Folder]) -> Section:
         "classifier trained here and do not compare with FIDs on Inception features."
     ]
     shown = []
-    for folder, study in usable([folder for folder in folders if "models" in folder.settings], Study):
+    for folder, study in usable([folder for folder in folders if described(folder.settings)], Study):
         pictures = [folder.path / "figures" / f"{name}.png" for name in ("samples", "claims")]
         shown += pictures
         claims = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
         blocks += [f"# Study {folder.name}: {len(study.models)} models", *stand_in_warning(folder)]
-        blocks += said_and_measured(folder.settings["models"], folder.settings["claims"], study)
+        blocks += said_and_measured(*(described(folder.settings) or ({}, {})), study)
         blocks += [captioned(path, CAPTIONS) for path in pictures if path.exists()]
         blocks += [*tables(study.models, claims), run_details(folder, CAPTIONS, shown)]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
@@ -111,11 +112,7 @@ def said_and_measured(
 
 def verdict(fid: Interval, elbo: Interval) -> str:
     """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
-    if min(fid.values, elbo.values) < FEWEST:
-        return "too few seeds"
-    better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.conclusive}
-    words = {frozenset(): "nothing shown", frozenset({True}): "better", frozenset({False}): "worse"}
-    return words.get(frozenset(better), "better in one, worse in the other")
+    return comparison.verdict(elbo, lower=[fid])
 
 
 COMPARE = (

@@ -51,7 +51,10 @@ def test_without_columns_the_results_that_differ_are_tabulated(sweep_of: Callabl
 def test_named_arms_and_their_comparisons(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     arms = {"low": {"rate": 1}, "high": {"rate": 3}}
     main(sweep_of(arms=arms, seeds=1, columns=["loss"], comparisons={"high − low": ["high", "low"]}))
-    assert [(row["arm"], row["loss"], row["rate"]) for row in table(tmp_path)] == [("low", "1.0", "1"), ("high", "3.0", "3")]
+    assert [(row["arm"], row["loss"], row["rate"]) for row in table(tmp_path)] == [
+        ("low", "1.0", "1"),
+        ("high", "3.0", "3"),
+    ]
     assert (tmp_path / "out" / "table.md").read_text().splitlines()[-1] == "| high − low | 1 | +2.000 |"
 
 
