@@ -1,4 +1,4 @@
-"""Runs with the same seeds side by side: learning curves with intervals, and what each gains over each other.
+"""Runs with the same seeds side by side: learning curves with intervals, and the paired differences between them.
 
 `python rl/compare.py results/rl/single results/rl/stacked --output results/rl/comparison`
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
 
-from common import cli, stats
+from common import cli, comparison, stats
+from common.comparison import Column
 from common.errors import RunError, UsageError
 from common.experiment import say
 from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
 from common.report.folders import Folder, run_at
-from common.tables import Table, counted, difference
+from common.tables import Table, counted
 from rl.figures import band, seed_curves
 
 # Settings that compared runs share, and what a run's metrics.json must say.
@@ -37,7 +37,7 @@ class Comparison:
     """Compare finished runs of rl/train_sac_icm.py that share their seeds: curves, table, paired differences."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; each is called by the folder's name, and every later one is compared with every earlier one."""
+    """Run folders; each is named after its folder, and every later one is compared with every earlier one."""
     output: Path = Path("results/rl/comparison")
     """Folder for metrics.json, tables.md and figures/returns.png."""
 
@@ -60,11 +60,11 @@ def main(settings: Comparison) -> None:
     if (settings.output / "config.yaml").exists():
         raise UsageError(f"--output {settings.output}: a run's folder; choose another")
     if len({path.name for path in settings.runs}) < len(settings.runs):
-        raise UsageError("two of the run folders have the same name, by which the comparison calls them")
+        raise UsageError("two of the run folders have the same name; the comparison needs different ones")
     arms = [read(run_at(path)) for path in settings.runs]
     require_comparable(arms)
     differences = paired(arms)
-    text = "\n".join(table.markdown() for table in tables(arms, differences))
+    text = "\n".join(table.markdown() for table in tables(arms))
     record = {
         "arms": {arm.name: arm.metrics for arm in arms},
         "differences": {name: dataclasses.asdict(interval) for name, interval in differences.items()},
@@ -111,16 +111,19 @@ def read(run: Folder) -> Arm:
         raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
 
 
+def returns(arms: Sequence[Arm]) -> dict[str, dict[int, dict[str, float]]]:
+    """Returns the final return of every seed of every arm, as `common/comparison.py` compares them."""
+    return {arm.name: comparison.arm_of(arm.metrics["seeds"], {"return": arm.metrics["eval_returns"]}) for arm in arms}
+
+
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
     """Returns the difference in final return of every later arm from every earlier one, seed by seed."""
-    returns = {arm.name: arm.metrics["eval_returns"] for arm in arms}
-    return {
-        f"{one} − {other}": stats.paired_difference(returns[one], returns[other])
-        for other, one in combinations(returns, 2)
-    }
+    pairs = comparison.every_pair([arm.name for arm in arms])
+    found = comparison.differences(returns(arms), pairs, ["return"])
+    return {name: gains["return"] for name, gains in found.items()}
 
 
-def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[Table]:
+def tables(arms: Sequence[Arm]) -> list[Table]:
     """Returns every arm's figures, and the differences between arms, bold where they are conclusive."""
     first = arms[0].metrics
     protocol = (
@@ -128,39 +131,33 @@ def tables(arms: Sequence[Arm], differences: dict[str, stats.Interval]) -> list[
         f"steps; return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
         "95 % bootstrap intervals"
     )
-    rows = []
-    for arm in arms:
-        middle = stats.Interval(arm.metrics["eval_return_iqm"], *arm.metrics["eval_return_iqm_interval"])
-        average = stats.Interval(arm.metrics["eval_return_mean"], *arm.metrics["eval_return_interval"])
-        seeds = ", ".join(f"{value:.0f}" for value in arm.metrics["eval_returns"])
-        rows.append([arm.name, str(average), str(middle), seeds, f"{arm.metrics['curiosity_parameters']:,}"])
-    head = ["arm", "mean return", "interquartile mean", "seeds", "parameters of the curiosity module"]
-    pairs = [(f"{one} − {other}", one, other) for other, one in combinations([arm.name for arm in arms], 2)]
+    columns = [
+        Column("return", "mean return"),
+        Column("return", "interquartile mean", shows="interquartile mean"),
+    ]
+    means = comparison.mean_table(returns(arms), columns, protocol, seeds=False)
+    rows = [
+        [
+            *row,
+            ", ".join(f"{value:.0f}" for value in arm.metrics["eval_returns"]),
+            f"{arm.metrics['curiosity_parameters']:,}",
+        ]
+        for row, arm in zip(means.rows, arms, strict=True)
+    ]
     gains = [
-        [name, difference(differences[name]), reading(differences[name]), str(improvement(arms, one, other))]
-        for name, one, other in pairs
+        Column("return", "mean return"),
+        Column("return", "so", shows="verdict"),
+        Column("return", "probability of improvement", shows="improvement"),
     ]
+    pairs = comparison.every_pair([arm.name for arm in arms])
     return [
-        Table(head, rows, protocol),
-        Table(["difference, paired by seed", "mean return", "so", "probability of improvement"], gains),
+        Table([*means.head, "seeds", "parameters of the curiosity module"], rows, protocol),
+        comparison.difference_table(returns(arms), pairs, gains, heading="difference, paired by seed", seeds=False),
     ]
-
-
-def reading(gain: stats.Interval) -> str:
-    """Returns what the interval allows to say of a difference in return."""
-    if gain.values < stats.FEWEST:
-        return "too few seeds"
-    return ("better" if gain.estimate > 0 else "worse") if gain.conclusive else "nothing shown"
-
-
-def improvement(arms: Sequence[Arm], one: str, other: str) -> stats.Interval:
-    """Returns the probability that a seed of arm `one` ends above a seed of arm `other`."""
-    returns = {arm.name: arm.metrics["eval_returns"] for arm in arms}
-    return stats.probability_of_improvement([returns[one]], [returns[other]])
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
-    """The arms' learning curves over one another, each with its interval."""
+    """Returns the figure of the arms' learning curves, each with its interval."""
     first = arms[0].metrics
     caption = f"{first['env_id']}, {first['reward']} reward, {len(first['seeds'])} seeds, 95 % intervals"
     sheet, (axes,) = figure("Return of the policy without noise", caption, size=(6.4, 4))

@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from common.comparison import verdict
 from common.errors import RunError
 from common.plotting import COLOURS
 from common.report.document import Block, Claim, Heading, Picture, Section, link, runs_details
@@ -60,7 +61,7 @@ def section(folders: Sequence[Folder]) -> Section:
     for group in comparable([folder for folder, _ in order]):
         arms = named_apart(group[: len(COLOURS)])
         differences = compare.paired(arms)
-        protocol, *tables = compare.tables(arms, differences)
+        protocol, *tables = compare.tables(arms)
         title = protocol.caption.split(";")[0]
         evidence = link("returns", f"{title} {[arm.name for arm in group]}")
         said = claims_of(arms, differences, evidence)
@@ -124,7 +125,7 @@ def claims_of(arms: Sequence[compare.Arm], differences: Mapping[str, Interval], 
                 continue
         gain = differences[f"{stacked.name} − {arm.name}"]
         estimate, _, interval = gain.text(signed=True).partition(" ")
-        claims.append(Claim(claim, f"{estimate} return", interval or "none", gain.values, verdict(gain), evidence))
+        claims.append(Claim(claim, f"{estimate} return", interval or "none", gain.values, sentence(gain), evidence))
     return sorted(claims, key=lambda claim: claim.claim != CLAIM)
 
 
@@ -135,13 +136,13 @@ def said_and_measured(claims: Sequence[Claim]) -> list[Block]:
     return [Table(head, rows)] if rows else []
 
 
-def verdict(gain: Interval) -> str:
+def sentence(gain: Interval) -> str:
     """Returns in a sentence what a difference in return allows to say."""
     sentences = {
         "too few seeds": f"open: {counted(gain.values, 'seed')}, too few for a conclusion",
         "nothing shown": "not shown: the interval contains 0",
     }
-    words = compare.reading(gain)
+    words = verdict(gain)
     return sentences.get(words, f"{words}: the interval excludes 0")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from common import comparison
 from common.report.document import (
     Block,
     Claim,
@@ -18,10 +19,10 @@ from common.report.document import (
     stand_in_warning,
 )
 from common.report.folders import Folder, usable
-from common.stats import FEWEST, Interval, number
+from common.stats import Interval, number
 from common.tables import Table, counted
 from vae.priors import prior_label
-from vae.study import COLUMNS, COMPARED, tables
+from vae.study import COLUMNS, COMPARED, described, tables
 
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
@@ -93,7 +94,7 @@ def section(folders: Sequence[Folder]) -> Section:
     ]
     shown = []
     claims = []
-    for folder, study in usable([folder for folder in folders if "models" in folder.settings], Study):
+    for folder, study in usable([folder for folder in folders if described(folder.settings)], Study):
         figures = [folder.figures[name] for name in ("samples", "claims") if name in folder.figures]
         shown += figures
         differences = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
@@ -123,7 +124,7 @@ def section(folders: Sequence[Folder]) -> Section:
 
 def claims_of(folder: Folder, study: Study) -> list[Claim]:
     """Returns the original report's claims beside the differences between two models each that a study found."""
-    models, pairs = folder.settings["models"], folder.settings["claims"]
+    models, pairs = described(folder.settings) or ({}, {})
     claims = []
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
@@ -168,12 +169,8 @@ def sentence(fid: Interval, elbo: Interval) -> str:
 
 
 def verdict(fid: Interval, elbo: Interval) -> str:
-    """Returns what two differences say together: a lower FID is better, a higher ELBO is better."""
-    if min(fid.values, elbo.values) < FEWEST:
-        return "too few seeds"
-    better = {gain > 0 for gain, of in ((-fid.estimate, fid), (elbo.estimate, elbo)) if of.conclusive}
-    words = {frozenset(): "nothing shown", frozenset({True}): "better", frozenset({False}): "worse"}
-    return words.get(frozenset(better), "better in one, worse in the other")
+    """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
+    return comparison.verdict(elbo, lower=[fid])
 
 
 COMPARE = (

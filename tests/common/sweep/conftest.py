@@ -49,7 +49,8 @@ def sweep_of(tmp_path: Path) -> Callable[..., Sweep]:
 
     def make(grids: Any = None, options: dict[str, Any] | None = None, **more: Any) -> Sweep:
         path = tmp_path / "toys.yaml"
-        path.write_text(yaml.safe_dump({"script": str(script), **({"grids": grids} if grids else {}), **more}))
+        values = {"script": str(script), **({"grids": grids} if grids else {}), **more}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
         return Sweep(path, **{"results_dir": tmp_path / "out", "processes": 2, **(options or {})})
 
     return make
