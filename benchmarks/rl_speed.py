@@ -1,10 +1,10 @@
-"""SAC's speed beside Stable-Baselines3 and SBX, in turn, in one run, as ratios, with memory.
+"""The speed and memory of our SAC, Stable-Baselines3's and SBX's, measured in turn in one run, as ratios.
 
-`python benchmarks/rl_speed.py` (both come with requirements-bench.txt). Every side trains SAC on the same task with the
-same networks (two hidden layers of 256), batch 256, one update for every environment step, and acts in the simulation
-itself: what is timed is the whole training step, after the random steps. Every side is a process of its own; the sides
-take turns, and rates are medians over the rounds. Many seeds with Stable-Baselines3 are what people do: one
-single-threaded process a core, all at once, their rates added.
+`python benchmarks/rl_speed.py` (the two others come with the benchmark requirements). Every side trains SAC on the same
+task with the same networks (two hidden layers of 256), batch 256 and one update for every environment step. The time is
+that of the whole training step, simulation included, after the random steps. Every side is a separate process; the
+sides take turns, and a rate is the median over the rounds. Many seeds with Stable-Baselines3 run as people usually run
+them: one single-threaded process for each core, all at once, their rates added.
 """
 
 from __future__ import annotations
@@ -23,24 +23,29 @@ import torch
 import tyro
 from turns import Side, serve
 
-from common.device import peak_memory, resolve_precision, set_up, synchronize
-from rl.lockstep import Lockstep
+from common.device import peak_memory, random_stream, resolve_precision, set_up, synchronize
+from rl.envs import Environments
+from rl.fast import captured
+from rl.meter import Meter
+from rl.replay import Replay
+from rl.sac import SAC
 from rl.settings import Curiosity
 from rl.settings import Settings as SacSettings
+from rl.streams import RandomStreams
 
 RANDOM_STEPS = 300  # before the first update, on every side
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """SAC's speed beside Stable-Baselines3 and SBX."""
+    """Measure the speed of SAC here, in Stable-Baselines3 and in SBX."""
 
     rounds: int = 5
-    """Rounds; in each one all sides run in turn."""
+    """Rounds; in each one, every side runs once."""
     seconds: float = 8.0
-    """About how long a side trains in a round."""
+    """Seconds, roughly, that a side trains in a round."""
     agents: int = 10
-    """Agents in lockstep."""
+    """Agents that train side by side in one process."""
     env_id: str = "Hopper-v4"
     """Task of gymnasium."""
     device: str = "auto"
@@ -59,7 +64,7 @@ class Settings:
 
 
 def ours(settings: Settings) -> Callable[[int], None]:
-    """Our agents in lockstep."""
+    """Returns a function that trains our agents: the step of rl/train_sac_icm.py without evaluation and files."""
     chosen = SacSettings(
         env_id=settings.env_id,
         icm=settings.icm,
@@ -69,18 +74,36 @@ def ours(settings: Settings) -> Callable[[int], None]:
         device=settings.device,  # type: ignore[arg-type]
     )
     device = set_up(settings.device, settings.threads, huge_pages=True)
-    agents = Lockstep(chosen, device)
+    environments = Environments(chosen.env_id, chosen.reward, chosen.seeds)
+    obs_dim, action_dim = environments.obs_dim, environments.action_dim
+    sac = SAC(chosen, obs_dim, action_dim, [random_stream(seed, "sac weights") for seed in chosen.seeds], device)
+    replay = Replay(settings.agents, chosen.env_steps, obs_dim, action_dim, device)
+    streams = RandomStreams(chosen.seeds, chosen.batch_size, action_dim, device)
+    meter, update = Meter(settings.agents, device), captured(sac.update, device)
 
     def train(steps: int) -> None:
-        for _ in range(steps):
-            agents.advance()
+        for step in range(replay.steps + 1, replay.steps + steps + 1):
+            exploration, noise = streams.noise()
+            observation = environments.observation.to(device)
+            if step <= RANDOM_STEPS:
+                action = 2 * torch.special.ndtr(exploration) - 1
+            else:
+                action = sac.actor.act(observation, exploration)
+            acted = action.cpu()
+            assert torch.isfinite(acted).all()
+            next_observation, reward, terminated, ended = environments.step(acted)
+            replay.add(observation, next_observation, action, reward, terminated, ended)
+            measured: dict[str, torch.Tensor] = {}
+            if step > RANDOM_STEPS:
+                measured = update(replay.sample(streams.indices(replay.size), chosen.window), noise)
+            meter.step(reward, ended, measured)
         synchronize(device)
 
     return train
 
 
 def stable_baselines(settings: Settings) -> Callable[[int], None]:
-    """Stable-Baselines3, or SBX, its JAX version, with their own SAC and their own loop."""
+    """Returns a function that trains SAC of Stable-Baselines3, or of SBX, its JAX version, in their own loop."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     options: dict[str, Any] = {"learning_starts": RANDOM_STEPS, "batch_size": 256, "verbose": 0}
@@ -122,14 +145,14 @@ def serve_side(settings: Settings) -> None:
 
 
 def side_of(settings: Settings, side: str, agents: int = 1, icm: str = "none", threads: int | None = None) -> Side:
-    """Returns the process of one side."""
+    """Returns one side as a process that waits for its rounds."""
     command = [sys.executable, __file__, "--side", side, "--agents", str(agents), "--icm", icm]
     command += ["--seconds", str(settings.seconds), "--env-id", settings.env_id, "--device", settings.device]
     return Side(command if threads is None else [*command, "--threads", str(threads)], quiet=True)
 
 
 def together(sides: list[Side]) -> dict[str, float]:
-    """Returns the added rates and memory of sides that run a round at the same time."""
+    """Returns the sums of rate and memory over sides that run a round at the same time."""
     for side in sides:
         side.start()
     figures = [side.result() for side in sides]
@@ -137,7 +160,7 @@ def together(sides: list[Side]) -> dict[str, float]:
 
 
 def main(settings: Settings) -> None:
-    """Runs all comparisons, or one side when told so."""
+    """Runs the whole comparison, or the one side that `--side` names."""
     if settings.side is not None:
         serve_side(settings)
         return
@@ -155,7 +178,9 @@ def main(settings: Settings) -> None:
         "SBX": [side_of(settings, "sbx")],
     }
     every = range(settings.rounds + 1)
-    rounds = [{name: together(processes) for name, processes in sides.items()} for _ in every][1:]  # warm by then
+    rounds = [{name: together(processes) for name, processes in sides.items()} for _ in every][
+        1:
+    ]  # the first round warms up
     for processes in sides.values():
         for process in processes:
             process.close()

@@ -1,4 +1,4 @@
-"""Environments: one a seed, the sparse reward, and states that can be saved and put back."""
+"""Environments: one for each seed, the sparse reward, and states that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple, assert_never
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
+from torch import Tensor
 
 from common.device import stream_seed
 from common.errors import RunError, UsageError
 from rl.settings import RewardKind
 
-Array = NDArray[np.float32]
 SPARSE_DISTANCE = 1.0  # metres ahead of the start after which the sparse reward pays
-MOVES = (0, 2)  # MuJoCo's free and sliding joints: of such a root the first coordinate is its place along x
-# What MuJoCo derived in the last step and some tasks read at the start of the next one.
+MOVES = (0, 2)  # types of MuJoCo's free and sliding joints: the first coordinate of such a root is its position on x
+# Computed by MuJoCo in the last step; some tasks read it at the start of the next one.
 DERIVED = ("xpos", "xipos")
 
 
 class SparseReward(gym.Wrapper[Any, Any, Any, Any]):
     """Pays 1 for every step that ends more than `SPARSE_DISTANCE` ahead of the episode's start, and nothing else."""
 
-    start = 0.0  # the one thing a wrapper here may remember: it is saved and put back
+    start = 0.0  # a wrapper here may remember nothing else: checkpoints save this value alone
 
     def reset(self, **options: Any) -> Any:
         observation, info = self.env.reset(**options)
@@ -44,24 +44,24 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     """Returns the task with actions in [−1, 1].
 
     Raises:
-        UsageError: gymnasium has no such task, or it has no time limit or no plain bounded vectors.
-        RunError: MuJoCo, or what else the task needs, is not installed.
+        UsageError: gymnasium has no such task, or it has no time limit, or its spaces are no bounded vectors.
+        RunError: MuJoCo, or another package that the task needs, is not installed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a newer version of the task exists
+            warnings.simplefilter("ignore")  # gymnasium warns of each task that has a newer version
             env = gym.make(env_id, render_mode=render_mode)
     except gym.error.DependencyNotInstalled as error:
-        raise RunError(f"--env-id {env_id}: {error}. pip install 'gymnasium[mujoco]' brings MuJoCo.") from None
+        raise RunError(f"--env-id {env_id}: {error}. pip install 'gymnasium[mujoco]' installs MuJoCo.") from None
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         raise UsageError(f"--env-id {env_id}: gymnasium cannot make it: {error}") from None
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise UsageError(f"--env-id {env_id}: actions are {actions}; SAC needs a bounded vector, as in Hopper-v4")
     if not hasattr(env.unwrapped, "model") or not hasattr(env.unwrapped, "data"):
-        raise UsageError(f"--env-id {env_id}: not a MuJoCo task; those can be saved and resumed exactly")
+        raise UsageError(f"--env-id {env_id}: not a MuJoCo task; only those can be saved and resumed exactly")
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
-        raise UsageError(f"--env-id {env_id}: observations are {observations}; a vector is needed, as in Hopper-v4")
+        raise UsageError(f"--env-id {env_id}: observations are {observations}; SAC needs a vector, as in Hopper-v4")
     if env.spec is None or env.spec.max_episode_steps is None:
         raise UsageError(f"--env-id {env_id}: no time limit; register it with max_episode_steps")
     match reward:
@@ -70,7 +70,9 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
         case "sparse":
             model = env.unwrapped.model
             if model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
-                raise UsageError(f"--reward sparse with --env-id {env_id}: nothing there can walk ahead, as Hopper can")
+                raise UsageError(
+                    f"--reward sparse with --env-id {env_id}: nothing there can walk forward, as Hopper can"
+                )
             env = SparseReward(env)
         case _:
             assert_never(reward)
@@ -80,12 +82,12 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
 
 
 class Step(NamedTuple):
-    """One step of every agent's environment."""
+    """One step of every agent's environment, on the CPU."""
 
-    next_observation: Array  # (agents, obs), the last state of the episode where it ended, not the next one's first
-    reward: Array  # (agents,)
-    terminated: Array  # (agents,), 1 where the episode ended for good
-    ended: NDArray[np.bool_]  # (agents,), for good or by the time limit
+    next_observation: Tensor  # (agents, obs); where the episode ended its last state, not the next episode's first
+    reward: Tensor  # (agents,)
+    terminated: Tensor  # (agents,), 1 where the episode ended for good; a time limit does not count
+    ended: Tensor  # (agents,), true where the episode ended, for good or by the time limit
 
 
 class Environments:
@@ -93,28 +95,28 @@ class Environments:
 
     def __init__(self, env_id: str, reward: RewardKind, seeds: Sequence[int]) -> None:
         makers = [lambda: make(env_id, reward)] * len(seeds)
-        # With the default, the step after an episode's end would be one that nobody took.
+        # The default mode has a step after an episode's end in which no action is taken.
         self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.observation_size = int(np.prod(self.vector.single_observation_space.shape or ()))
-        self.action_size = int(np.prod(self.vector.single_action_space.shape or ()))
+        self.obs_dim = int(np.prod(self.vector.single_observation_space.shape or ()))
+        self.action_dim = int(np.prod(self.vector.single_action_space.shape or ()))
         first, _ = self.vector.reset(seed=[stream_seed(seed, "environment") for seed in seeds])
-        self.observation = first.astype(np.float32)
+        self.observation = _float32(first)
 
-    def step(self, actions: Array) -> Step:
-        """Acts in every environment; those whose episode ends begin the next one."""
-        following, reward, terminated, truncated, info = self.vector.step(actions)
+    def step(self, action: Tensor) -> Step:
+        """Returns what the actions `(agents, action)` on the CPU lead to; where an episode ends, another begins."""
+        observation, reward, terminated, truncated, info = self.vector.step(action.numpy())
         ended = terminated | truncated
-        self.observation = following.astype(np.float32)
-        last = self.observation.copy()
+        self.observation = _float32(observation)
+        next_observation = self.observation.clone()
         for k in np.flatnonzero(ended):
-            last[k] = info["final_obs"][k]
-        return Step(last, reward.astype(np.float32), terminated.astype(np.float32), ended)
+            next_observation[k] = _float32(info["final_obs"][k])
+        return Step(next_observation, _float32(reward), _float32(terminated), torch.from_numpy(ended))
 
     def state(self) -> list[dict[str, Any]]:
-        """Returns everything the environments' futures depend on, as plain values."""
+        """Returns, as plain values, everything that decides how the environments go on."""
         return [_state(env) for env in self.vector.envs]
 
-    def restore(self, states: Sequence[dict[str, Any]], observation: Array) -> None:
+    def restore(self, states: Sequence[dict[str, Any]], observation: Tensor) -> None:
         """Puts the environments back to where `state` was called, with the observation of that moment."""
         for env, state in zip(self.vector.envs, states, strict=True):
             _restore(env, state)
@@ -123,6 +125,10 @@ class Environments:
     def close(self) -> None:
         """Frees the simulations."""
         self.vector.close()
+
+
+def _float32(values: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(values).astype(np.float32))  # a copy, which the next step does not overwrite
 
 
 def _state(env: gym.Env[Any, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How good a policy is: episodes without its noise, in environments of their own, always from the same starts."""
+"""Evaluation: episodes of the policy without its noise, in separate environments, always from the same start states."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from rl.settings import RewardKind
 
 
 class Evaluator:
-    """One environment for each agent; every agent plays the same `episodes`, whatever its seed."""
+    """One environment for each agent; the `episodes` have the same start states for every agent and every call."""
 
     def __init__(self, env_id: str, reward: RewardKind, agents: int, episodes: int) -> None:
         self.envs = [make(env_id, reward) for _ in range(agents)]
         self.episodes = episodes
 
-    @torch.no_grad()
     def returns(self, actor: Actor) -> NDArray[np.float64]:
         """Returns the undiscounted return of each episode, `(agents, episodes)`."""
         device = next(actor.parameters()).device
@@ -34,7 +33,7 @@ class Evaluator:
         observations = np.stack([env.reset(seed=_start(0))[0] for env in self.envs]).astype(np.float32)
         playing = list(range(len(self.envs)))
         while playing:
-            actions = actor.deterministic(torch.from_numpy(observations).to(device)[:, None])[:, 0].cpu().numpy()
+            actions = actor.deterministic(torch.from_numpy(observations).to(device)).cpu().numpy()
             for k in list(playing):
                 observation, reward, terminated, truncated, _ = self.envs[k].step(actions[k])
                 returns[k, episode[k]] += float(reward)
@@ -52,17 +51,20 @@ def _start(episode: int) -> int:
     return stream_seed(episode, "evaluation")
 
 
-@torch.no_grad()
-def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, *, every: int = 5) -> Path | None:
-    """Writes a GIF of one episode of `agent`'s deterministic policy, every fifth frame, at natural speed for Hopper.
+def record_video(
+    actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, *, every: int = 5
+) -> Path | None:
+    """Returns the GIF it writes of one episode of `agent`'s policy without noise; None where nothing can be rendered.
 
-    Returns the file, or None, with a line that says why, where nothing can be rendered off-screen.
+    The GIF holds every fifth frame, at the speed of the simulation; where there is none, one line says why.
     """
     import imageio.v3 as imageio
 
     backend = _off_screen_backend()
     if backend is None:
-        say("    no video: nothing can be rendered off-screen here (no EGL, no OSMesa; Debian: libegl1, libosmesa6)")
+        say(
+            "    no video: this machine cannot render off-screen (install EGL or OSMesa; Debian: libegl1 or libosmesa6)"
+        )
         return None
     os.environ["MUJOCO_GL"] = backend
     agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device
@@ -73,8 +75,8 @@ def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, 
         while not ended:
             if step % every == 0:
                 frames.append(np.asarray(env.render()))
-            state = torch.from_numpy(observation.astype(np.float32)).to(device).expand(agents, 1, -1)
-            observation, _, terminated, truncated, _ = env.step(actor.deterministic(state)[agent, 0].cpu().numpy())
+            state = torch.from_numpy(observation.astype(np.float32)).to(device).expand(agents, -1)
+            observation, _, terminated, truncated, _ = env.step(actor.deterministic(state)[agent].cpu().numpy())
             ended, step = terminated or truncated, step + 1
         seconds = every * float(env.get_wrapper_attr("dt"))
     finally:
@@ -85,14 +87,12 @@ def film(actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, 
 
 
 def _off_screen_backend() -> str | None:
-    """Returns the first way of rendering that works, tried in a process of its own: a failing driver may crash."""
+    """Returns the first way of rendering that works, each tried in a separate process: a broken driver may crash it."""
     probe = "import mujoco; r = mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 32, 32); r.render()"
     chosen = os.environ.get("MUJOCO_GL")
     for backend in (chosen,) if chosen else ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-        if (
-            subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, check=False).returncode
-            == 0
-        ):
+        done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, check=False)
+        if done.returncode == 0:
             return backend
     return None

@@ -1,4 +1,4 @@
-"""Learning curves with intervals, one quantity a panel."""
+"""Figures: the learning curve, and everything measured while training, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = {
 
 
 def seed_curves(history: History, quantity: str, seeds: Sequence[int]) -> list[list[float]]:
-    """Returns one list of values a seed, in step order."""
+    """Returns a list of values for each seed, in step order."""
     return [history[f"{quantity}/seed{seed}"] for seed in seeds]
 
 
@@ -42,7 +42,7 @@ def band(axes: Axes, steps: Sequence[float], curves: Sequence[Sequence[float]], 
 
 
 def learning_curve(history: History, seeds: Sequence[int], title: str, caption: str) -> Figure:
-    """Evaluation returns: every seed thin, their mean with its interval, and the interquartile mean."""
+    """Returns the figure of evaluation returns: a thin line for each seed, their mean with its interval, their IQM."""
     sheet, (axes,) = figure(f"Return: {title}", caption, size=(6.4, 4))
     curves = seed_curves(history, "return", seeds)
     for curve in curves:
@@ -57,7 +57,7 @@ def learning_curve(history: History, seeds: Sequence[int], title: str, caption: 
 
 
 def quantities(history: History, seeds: Sequence[int], title: str, caption: str) -> Figure:
-    """Everything measured while training, mean over seeds with its 95 % interval."""
+    """Returns a figure with a panel for each quantity measured while training: mean over seeds with its interval."""
     shown = [name for name in LABELS if f"{name}/seed{seeds[0]}" in history]
     rows = -(-len(shown) // 3)
     sheet, panels = figure(f"Training: {title}", caption, rows=rows, columns=3, size=(10, 2.3 * rows + 0.6))

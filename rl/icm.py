@@ -1,7 +1,7 @@
 """Curiosity: intrinsic rewards from what a model fails to predict (Pathak et al. 2017; Burda et al. 2018).
 
-Every module here maps a batch to a `Surprise`. Rewards are recomputed on every sampled batch, since a stored one would
-be that of a model long gone.
+Every module here maps a batch to a `Surprise`. The reward is computed anew for every sampled batch: the module learns,
+so that a stored reward would soon be out of date.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rl.replay import Batch
 
 
 class Surprise(NamedTuple):
-    """What a module makes of a batch."""
+    """What a module returns for a batch."""
 
-    loss: Tensor  # (agents,), what the module learns from
+    loss: Tensor  # (agents,), which the module learns to reduce
     error: Tensor  # (agents, batch), the raw intrinsic reward, without gradient
     measured: dict[str, Tensor]  # name → (agents,), without gradient
 
 
 class RunningMoments(nn.Module):
-    """Mean and deviation of batches seen so far, for each agent; older ones fade where a horizon is set."""
+    """Mean and standard deviation of all batches so far, for each agent; with a `horizon`, old batches count less."""
 
     mean: Tensor
     square: Tensor
@@ -60,13 +60,13 @@ class IntrinsicCuriosity(nn.Module):
     L_forward = ½‖φ̂(s′) − φ(s′)‖², φ̂ from the encodings of the last `stack` states and the action (Eq. 5)
     error = ½‖φ̂(s′) − φ(s′)‖²                                       (Eq. 6; its factor η is `--intrinsic-weight`)
 
-    The forward loss sends no gradient into φ(s′): the target does not move to meet the prediction.
+    The forward loss sends no gradient into φ(s′): else φ could make itself easy to predict by saying nothing.
     """
 
     def __init__(
         self,
-        observation: int,
-        action: int,
+        obs_dim: int,
+        action_dim: int,
         stack: int,
         feature_size: int,
         width: int,
@@ -76,10 +76,10 @@ class IntrinsicCuriosity(nn.Module):
     ) -> None:
         super().__init__()
         self.forward_share = forward_share
-        self.moments = RunningMoments(len(generators), observation)
-        self.encoder = StackedMLP([observation, width, feature_size], generators)
-        self.inverse_model = StackedMLP([2 * feature_size, width, action], generators)
-        self.forward_model = StackedMLP([stack * feature_size + action, forward_width, feature_size], generators)
+        self.moments = RunningMoments(len(generators), obs_dim)
+        self.encoder = StackedMLP([obs_dim, width, feature_size], generators)
+        self.inverse_model = StackedMLP([2 * feature_size, width, action_dim], generators)
+        self.forward_model = StackedMLP([stack * feature_size + action_dim, forward_width, feature_size], generators)
 
     def forward(self, batch: Batch) -> Surprise:
         """Returns loss, errors and measurements of the batch."""
@@ -95,7 +95,7 @@ class IntrinsicCuriosity(nn.Module):
         return Surprise(loss, error.detach(), measured)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns encodings of the window `(agents, batch, stack·feature)`, of the state and of the next state."""
+        """Returns φ of the window `(agents, batch, stack·feature)`, φ(s) and φ(s′), both `(agents, batch, feature)`."""
         agents, examples, stack, _ = batch.window.shape
         states = torch.cat([batch.window, batch.next_observation[:, :, None]], dim=2).flatten(1, 2)
         features = self.encoder(normalised(states, self.moments)).view(agents, examples, stack + 1, -1)
@@ -103,10 +103,10 @@ class IntrinsicCuriosity(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns signs of collapse, each `(agents,)`.
+        """Returns what shows a collapse of φ, each `(agents,)`.
 
         `feature_variance` is the variance of φ(s) over the batch, averaged over features; `inverse_r2` is the inverse
-        model's R² against the mean action: 0 means that φ says nothing about what was done.
+        model's R² against the mean action: 0 means that φ holds no information about the action.
         """
         _, encoding, next_encoding = self.encode(batch)
         predicted = self.inverse_model(torch.cat([encoding, next_encoding], dim=-1))
@@ -116,13 +116,16 @@ class IntrinsicCuriosity(nn.Module):
 
 
 class RandomDistillation(nn.Module):
-    """Random network distillation: the error of learning a fixed random network's output for s′ (Burda et al. 2018)."""
+    """Random network distillation (Burda et al. 2018): a predictor learns the output of a fixed random network for s′.
 
-    def __init__(self, observation: int, feature_size: int, width: int, generators: Sequence[torch.Generator]) -> None:
+    error = loss = ½‖f̂(s′) − f(s′)‖²: large for states unlike those seen so far
+    """
+
+    def __init__(self, obs_dim: int, feature_size: int, width: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
-        self.moments = RunningMoments(len(generators), observation)
-        self.target = StackedMLP([observation, width, feature_size], generators).requires_grad_(False)
-        self.predictor = StackedMLP([observation, width, width, feature_size], generators)
+        self.moments = RunningMoments(len(generators), obs_dim)
+        self.target = StackedMLP([obs_dim, width, feature_size], generators).requires_grad_(False)
+        self.predictor = StackedMLP([obs_dim, width, width, feature_size], generators)
 
     def forward(self, batch: Batch) -> Surprise:
         """Returns loss, errors and measurements of the batch."""
@@ -140,5 +143,5 @@ class RandomDistillation(nn.Module):
 
 
 def normalised(states: Tensor, moments: RunningMoments) -> Tensor:
-    """Returns `states` `(agents, n, obs)` less their running mean, in running deviations, clipped to ±5."""
+    """Returns (states − running mean) / running deviation, clipped to ±5, for `states` `(agents, n, obs)`."""
     return ((states - moments.mean) / moments.deviation).clamp(-5, 5)

@@ -1,4 +1,4 @@
-"""Replay: the last transitions of each agent, their windows of past states, and segments of it on disk."""
+"""The replay buffer: the last transitions of each agent, their windows of past states, and its files on disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from common.files import load_state, save_state
 
 
 class Batch(NamedTuple):
-    """Sampled transitions; `window` ends with the observation itself, `(agents, batch, stack, obs)`, oldest first."""
+    """Sampled transitions."""
 
-    window: Tensor
+    window: (
+        Tensor  # (agents, batch, stack, obs), the last states of the episode, oldest first; ends with the observation
+    )
     action: Tensor  # (agents, batch, action), in [−1, 1]
     reward: Tensor  # (agents, batch)
     terminated: Tensor  # (agents, batch), 1 where the episode ended for good; a time limit does not count
@@ -28,15 +30,15 @@ class Batch(NamedTuple):
 
 
 class Replay:
-    """A ring of transitions for each agent, all of them at the same position, one packed row a transition.
+    """A ring buffer of transitions for each agent; all agents write at the same position.
 
-    A row holds observation, next observation, action, reward, terminated, and the step's number in its episode, which
-    is how far back a window may reach.
+    A row is one transition: observation, next observation, action, reward, terminated, and the number of the step in
+    its episode, which is how far back a window may reach.
     """
 
-    def __init__(self, agents: int, capacity: int, observation: int, action: int, device: torch.device) -> None:
-        self.capacity, self.widths = capacity, (observation, observation, action, 1, 1, 1)
-        # Not filled: the system hands out memory as rows are written.
+    def __init__(self, agents: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device) -> None:
+        self.capacity, self.widths = capacity, (obs_dim, obs_dim, action_dim, 1, 1, 1)
+        # Not filled: the system provides the memory only as rows are written.
         self.rows = torch.empty(agents, capacity, sum(self.widths), device=device)
         self.steps = 0  # transitions ever added to each agent's ring
         self._age = torch.zeros(agents, device=device)
@@ -56,17 +58,26 @@ class Replay:
         terminated: Tensor,
         ended: Tensor,
     ) -> None:
-        """Adds one transition an agent; `ended` `(agents,)` is true where an episode ended, for whatever reason."""
+        """Adds one transition of each agent.
+
+        Args:
+            observation: `(agents, obs)`, as `next_observation`.
+            action: `(agents, action)`.
+            reward: `(agents,)`.
+            terminated: `(agents,)`, 1 where the episode ended for good.
+            ended: `(agents,)`, true where the episode ended, for good or by the time limit.
+        """
         columns = (observation, next_observation, action, reward[:, None], terminated[:, None], self._age[:, None])
-        torch.cat(columns, dim=1, out=self.rows[:, self.steps % self.capacity])
-        self._age = torch.where(ended, 0.0, self._age + 1)
+        row = [column.to(self.rows.device) for column in columns]
+        torch.cat(row, dim=1, out=self.rows[:, self.steps % self.capacity])
+        self._age = torch.where(ended.to(self.rows.device), 0.0, self._age + 1)
         self.steps += 1
 
     def sample(self, indices: Tensor, stack: int = 1) -> Batch:
         """Returns the transitions at `indices` `(agents, batch)`, positions from 0 to size − 1.
 
-        A window that would reach back past the start of its episode, or past what the ring still holds, repeats the
-        first state there is.
+        A window never reaches into another episode, or past the oldest transition in the ring: where too few states
+        are left, it repeats the first of them.
         """
         flat, (agents, batch) = self.rows.view(-1, self.rows.shape[-1]), indices.shape
         rows = flat.index_select(0, (indices + self._first_row).view(-1)).view(agents, batch, -1)
@@ -81,12 +92,18 @@ class Replay:
             window = torch.cat([past.view(agents, batch, stack - 1, -1), window], dim=2)
         return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation)
 
+    def newest(self, count: int) -> Tensor:
+        """Returns the positions of each agent's newest `count` transitions, or of all it has, `(agents, ≤ count)`."""
+        first = self.steps - min(count, self.size)
+        positions = torch.arange(first, self.steps, device=self.rows.device) % self.capacity
+        return positions.expand(len(self.rows), -1)
+
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save_segment(self, folder: Path, since: int) -> None:
         """Writes the transitions from number `since` on as one file.
 
-        What was saved before is not written again: a checkpoint costs what was collected since the last one.
+        Earlier ones are in the files of earlier calls: the cost of a checkpoint does not grow with the buffer.
         """
         since = max(since, self.steps - self.capacity)
         positions = torch.arange(since, self.steps, device=self.rows.device) % self.capacity
@@ -94,13 +111,16 @@ class Replay:
         save_state(folder / f"{self.steps:012d}.pt", segment)
 
     def forget_segments(self, folder: Path) -> None:
-        """Deletes files that the ring has outlived: not before the checkpoint that no longer needs them is written."""
+        """Deletes files whose transitions the ring no longer holds.
+
+        Call it after the new checkpoint is written: until then the last checkpoint needs them.
+        """
         for file in _segments(folder):
             if int(file.stem) <= self.steps - self.capacity:
                 file.unlink()
 
     def load_segments(self, folder: Path, steps: int) -> None:
-        """Fills the ring as it was after `steps` transitions from the files in `folder`.
+        """Reads the files in `folder` and fills the ring as it was after `steps` transitions.
 
         Raises:
             RunError: a file is missing or damaged.

@@ -1,10 +1,11 @@
-"""Every constant of the SAC experiment; `python rl/train_sac_icm.py --help` prints this file."""
+"""The settings of the curiosity experiment; `python rl/train_sac_icm.py --help` prints them."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
+import tyro
 from annotated_types import Ge, Gt, Interval, MinLen
 
 from common.cli import RunSettings
@@ -12,14 +13,13 @@ from common.errors import UsageError
 
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
 Width = Annotated[int, Interval(ge=1, le=8192)]
-Rate = Annotated[float, Interval(gt=0, le=1)]
 Curiosity = Literal["none", "single", "stacked", "random", "rnd"]
 RewardKind = Literal["dense", "sparse"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
-    """Train SAC with an Intrinsic Curiosity Module on a MuJoCo task, several seeds in lockstep."""
+    """Train SAC with an Intrinsic Curiosity Module on a MuJoCo task, several seeds side by side in one process."""
 
     smoke: ClassVar[dict[str, Any]] = {
         "num_seeds": 2,
@@ -34,25 +34,25 @@ class Settings(RunSettings):
     }
 
     dataset: Literal["auto"] = "auto"
-    """Nothing to choose here: the environment makes the data."""
+    """Has no effect here: the data come from the environment."""
 
     # 1. Task
     env_id: str = "Hopper-v4"
     """Continuous MuJoCo task of gymnasium: Hopper-v4, Hopper-v5, HalfCheetah-v4, Walker2d-v4 and the like."""
     reward: RewardKind = "dense"
-    """The task's own reward, or sparse: +1 for every step that ends more than 1 m ahead of the start, else 0."""
+    """dense: the task's own reward. sparse: +1 for every step that ends more than 1 m ahead of the start, else 0."""
     num_seeds: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Independent agents in this process, with the seeds --seed, --seed + 1, …"""
+    """Independent agents in this process; their seeds are --seed, --seed + 1, …"""
     env_steps: Count = 100_000
-    """Environment steps of each agent; one update a step."""
+    """Environment steps of each agent; after --random-steps, each step has one update."""
 
     # 2. Curiosity
     icm: Curiosity = "none"
-    """Forward model on one frame (single) or a stack; controls: random shuffles single's rewards, rnd distils."""
+    """none: SAC alone. single: ICM on one state. stacked: on several. random: single's rewards shuffled. rnd: RND."""
     stack: Annotated[int, Interval(ge=1, le=64)] = 4
-    """States the forward model of --icm stacked sees: the current one and those before it in the episode."""
+    """States that the forward model of --icm stacked sees: the current one and those before it in the episode."""
     intrinsic_weight: Annotated[float, Ge(0)] = 0.1
-    """Weight of the intrinsic reward, which is divided by its running deviation."""
+    """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the task's reward; 0 trains on curiosity alone."""
     feature_size: Width = 32
@@ -60,61 +60,61 @@ class Settings(RunSettings):
     icm_width: Width = 128
     """Hidden units of the encoder, the inverse model and the forward model."""
     forward_width: Width | None = None
-    """Hidden units of the forward model alone, for a control with as many parameters; none means --icm-width."""
+    """Hidden units of the forward model, to give single as many parameters as stacked; None means --icm-width."""
     forward_share: Annotated[float, Interval(ge=0, le=1)] = 0.2
     """β of the loss (1 − β)·inverse + β·forward (Eq. 7, Pathak et al. 2017)."""
     icm_learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Adam's learning rate for the curiosity module (Pathak et al. 2017)."""
     deviation_horizon: Count = 1000
-    """Updates over which the running deviation of the intrinsic reward forgets."""
+    """Memory, in updates, of the running standard deviation of the intrinsic reward."""
 
-    # 3. Soft actor-critic (Haarnoja et al. 2018b, table 1, where nothing else is said)
+    # 3. Soft actor-critic (values of Haarnoja et al. 2018b, table 1, unless a comment names another source)
     hidden: Annotated[tuple[Width, ...], MinLen(1)] = (256, 256)
     """Hidden layers of the actor and the critics."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """Adam's learning rate for actor, critics and temperature."""
+    """Adam's learning rate for the actor, the critics and the temperature."""
     batch_size: Count = 256
-    """Transitions an update."""
+    """Transitions in the batch of an update."""
     buffer_size: Annotated[int, Interval(ge=2, le=1_000_000_000)] = 1_000_000
-    """Transitions kept for each agent."""
-    random_steps: Annotated[int, Ge(1)] = 5_000
-    """Uniformly random actions before the first update (CleanRL)."""
-    discount: Annotated[float, Interval(ge=0, lt=1)] = 0.99
-    """Discount γ a step."""
-    target_rate: Rate = 0.005
-    """Share of the critics that moves into their targets every update (τ)."""
+    """Transitions that the replay buffer keeps for each agent."""
+    random_steps: Annotated[int, Ge(1), tyro.conf.arg(aliases=["--learning-starts"])] = 5_000
+    """Steps with uniformly random actions and no update, before learning starts (CleanRL)."""
+    discount: Annotated[float, Interval(ge=0, lt=1), tyro.conf.arg(aliases=["--gamma"])] = 0.99
+    """Discount factor γ of a step."""
+    target_rate: Annotated[float, Interval(gt=0, le=1), tyro.conf.arg(aliases=["--tau"])] = 0.005
+    """τ of the target critics' moving average: Q̄ ← (1 − τ) Q̄ + τ Q at every update."""
     initial_temperature: Annotated[float, Interval(ge=1e-30, le=1e30)] = 1.0
-    """Temperature α at the start; it is then tuned automatically."""
+    """Temperature α at the start; then it is tuned automatically."""
     target_entropy: float | None = None
-    """Entropy in nats that the temperature aims at; none means −(number of action dimensions)."""
+    """Entropy in nats towards which the temperature is tuned; None means −(number of action dimensions)."""
     log_std_range: tuple[float, float] = (-20.0, 2.0)
-    """Bounds of the policy's log deviation (the authors' code)."""
+    """Bounds of the log standard deviation of the policy (the authors' code)."""
 
     # 4. Evaluation and records
     eval_every: Count = 5_000
     """Environment steps between evaluations of the policy without its noise."""
     eval_episodes: Annotated[int, Interval(ge=1, le=1000)] = 10
-    """Episodes an evaluation, in environments of their own with the same starts every time."""
+    """Episodes of an evaluation; they run in separate environments and have the same start states every time."""
     log_every: Count = 1_000
-    """Environment steps a row of losses and training returns in history.csv averages over."""
+    """Environment steps between rows of losses and training returns in history.csv; a row averages over them."""
     checkpoint_every: Count = 10_000
     """Environment steps between checkpoints."""
     video: bool = False
-    """Film an episode of the best final policy; skipped with a line where nothing can be rendered off-screen."""
+    """Record a GIF of an episode of the best final policy; skipped, with a message, where nothing can be rendered."""
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
         if self.random_steps >= self.env_steps:
             raise UsageError(
-                f"--random-steps {self.random_steps} with --env-steps {self.env_steps}: no step is left to learn in"
+                f"--random-steps {self.random_steps} with --env-steps {self.env_steps}: no step is left for learning"
             )
         if self.extrinsic_weight == 0 and (self.icm == "none" or self.intrinsic_weight == 0):
             raise UsageError(f"--extrinsic-weight 0 with --icm {self.icm}: no reward is left; give curiosity a weight")
         low, high = self.log_std_range
         if low >= high:
-            raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound comes first")
+            raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound must come first")
         if low < -80 or high > 80:
-            raise UsageError(f"--log-std-range {low:g} {high:g}: float32 has no such deviations; -80 to 80 is possible")
+            raise UsageError(f"--log-std-range {low:g} {high:g}: outside float32's range; use -80 to 80")
         if self.forward_width is not None and self.icm not in ("single", "stacked", "random"):
             raise UsageError(f"--forward-width {self.forward_width} with --icm {self.icm}: it has no forward model")
 

@@ -1,28 +1,34 @@
-"""The curiosity experiment: SAC with an Intrinsic Curiosity Module on a MuJoCo task, many seeds in lockstep.
+"""The curiosity experiment: SAC with an Intrinsic Curiosity Module on a MuJoCo task, many seeds side by side.
 
-`python rl/train_sac_icm.py --icm stacked` runs all of it; `--help` lists every setting.
+`python rl/train_sac_icm.py --icm stacked` runs all of it; `--help` lists every setting. All tensors have a leading
+`agents` axis, one agent for each seed; the agents take their steps at the same time and never exchange anything.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common import cli, stats
-from common.device import set_up, synchronize
+from common.device import random_stream, set_up
 from common.errors import RunError
-from common.experiment import Run, require_finite, say
-from common.training import progress_bar
+from common.experiment import Run, say
 from rl import figures
-from rl.evaluate import Evaluator, film
-from rl.lockstep import Lockstep, checkpoint, forget_replay
+from rl.checkpoint import Checkpoint, forget_replay
+from rl.envs import Environments
+from rl.evaluate import Evaluator, record_video
+from rl.fast import captured
+from rl.meter import Meter
+from rl.replay import Replay
+from rl.sac import SAC
 from rl.settings import Settings
+from rl.streams import RandomStreams
 
 NAMES = {
     "none": "SAC",
@@ -34,10 +40,13 @@ NAMES = {
 
 
 def main(settings: Settings) -> None:
-    """Runs the experiment, or what is left of it, and prints the run folder."""
+    """Runs the experiment, or the rest of a resumed one, and prints the run folder."""
     settings.check()
     device = set_up(settings.device, settings.threads, huge_pages=True)
-    agents = Lockstep(settings, device)
+    environments = Environments(settings.env_id, settings.reward, settings.seeds)
+    obs_dim, action_dim = environments.obs_dim, environments.action_dim
+    sac = SAC(settings, obs_dim, action_dim, [random_stream(seed, "sac weights") for seed in settings.seeds], device)
+    replay = Replay(settings.num_seeds, min(settings.buffer_size, settings.env_steps), obs_dim, action_dim, device)
     run = Run(settings, "rl", f"{settings.env_id}-{settings.reward}-{settings.icm}", device)
     if run.finished:
         say(f"{run.path} is complete; nothing is left to do")
@@ -45,15 +54,15 @@ def main(settings: Settings) -> None:
         return
 
     say(f"1/3 training: seeds {settings.seed} to {settings.seeds[-1]} on {settings.env_id}, run folder {run.path}")
-    weights = run.remembered_weights("agents", lambda: train(run, settings, agents))
+    weights = run.remembered_weights("agents", lambda: train(run, settings, sac, environments, replay))
     forget_replay(run)
     try:
-        agents.sac.load_state_dict(weights)
+        sac.load_state_dict(weights)
     except RuntimeError:
         raise RunError(f"{run.checkpoints / 'agents.safetensors'}: not the weights of these agents") from None
 
-    say("2/3 judging")
-    metrics = judge(run, settings, agents)
+    say("2/3 evaluating: the mean return over the last 10 % of the evaluations")
+    metrics = final_metrics(run, settings, sac)
 
     say("3/3 drawing")
     title, caption = model_title(settings), f"{settings.env_id}, {settings.reward} reward"
@@ -61,54 +70,72 @@ def main(settings: Settings) -> None:
     run.figure("training", figures.quantities(run.history("train"), settings.seeds, title, caption))
     if settings.video:
         best = max(range(settings.num_seeds), key=lambda k: metrics["eval_returns"][k])
-        film(agents.sac.actor, best, settings.env_id, settings.reward, run.figures / "best_policy.gif")
+        record_video(sac.actor, best, settings.env_id, settings.reward, run.figures / "best_policy.gif")
     run.finish(metrics, ("eval_return_mean", "eval_return_iqm", "agent_steps_per_second"))
     say(f"    return {metrics['eval_return_mean']:.0f} (mean), {metrics['eval_return_iqm']:.0f} (interquartile mean)")
     print(run.path)
 
 
-def train(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Tensor]:
-    """Returns the weights of all agents after `--env-steps` steps, going on from the run's last checkpoint.
+def train(run: Run, settings: Settings, sac: SAC, environments: Environments, replay: Replay) -> dict[str, Tensor]:
+    """Returns the weights of all agents after `--env-steps` steps; goes on from the run's last checkpoint.
 
     Raises:
         RunError: a loss, an action or a weight is not a number, or the checkpoint is damaged.
     """
-    agents.load(run)
-    saved = agents.step
-    run.rewind("train", saved)
-    run.rewind("eval", saved)
+    streams = RandomStreams(settings.seeds, settings.batch_size, environments.action_dim, run.device)
     evaluator = Evaluator(settings.env_id, settings.reward, settings.num_seeds, settings.eval_episodes)
-    watched, rows_since = time.perf_counter(), agents.step
-    with progress_bar("training", saved, settings.env_steps) as bar:
-        while agents.step < settings.env_steps:
-            agents.advance()
-            step, last = agents.step, agents.step == settings.env_steps
-            bar.update()
-            if step == settings.random_steps:  # the rate is that of steps with an update
-                watched, rows_since = time.perf_counter(), step
-            if (step % settings.log_every == 0 or last) and agents.summed:
-                synchronize(run.device)
-                rate = settings.num_seeds * (step - rows_since) / (time.perf_counter() - watched)
-                row = by_seed(agents.averages(), settings.seeds)
-                for name, value in row.items():
-                    require_finite(value, f"step {step}: {name}", checkpoint(run))
-                run.log("train", step, row | {"agent_steps_per_second": rate})
-                bar.set_postfix_str(f"return={row['return']:.0f}, {rate:.0f} agent steps/s")
-                watched, rows_since = time.perf_counter(), step
+    meter = Meter(settings.num_seeds, run.device)
+    update = captured(sac.update, run.device)
+    checkpoint = Checkpoint(run, sac, environments, replay, streams, meter)
+    checkpoint.load()
+    run.rewind("train", replay.steps)
+    run.rewind("eval", replay.steps)
+
+    with meter.progress(replay.steps, settings.env_steps):
+        for step in range(replay.steps + 1, settings.env_steps + 1):
+            last = step == settings.env_steps
+
+            # Act: uniformly at random at first, then with the policy
+            exploration, noise = streams.noise()
+            observation = environments.observation.to(run.device)  # (agents, obs)
+            if step <= settings.random_steps:
+                action = 2 * torch.special.ndtr(exploration) - 1  # the normal distribution function: uniform in [−1, 1]
+            else:
+                action = sac.actor.act(observation, exploration)  # (agents, action)
+
+            # Step the environments, store the transition
+            acted = action.cpu()
+            checkpoint.require_finite_action(acted)
+            next_observation, reward, terminated, ended = environments.step(acted)
+            replay.add(observation, next_observation, action, reward, terminated, ended)
+
+            # Sample a batch, update: critics and curiosity, actor, temperature, target critics
+            measured: dict[str, Tensor] = {}
+            if step > settings.random_steps:
+                batch = replay.sample(streams.indices(replay.size), settings.window)
+                measured = update(batch, noise)
+            meter.step(reward, ended, measured)
+
+            # Log, evaluate, save
+            if meter.updates and (step % settings.log_every == 0 or last):
+                with meter.paused():
+                    averages, rate = meter.row()
+                    diagnostics = sac.diagnostics(replay.sample(replay.newest(1000), settings.window))
+                    row = by_seed(averages | {k: v.tolist() for k, v in diagnostics.items()}, settings.seeds)
+                    for name, value in row.items():
+                        checkpoint.require_finite(value, name)
+                    run.log("train", step, row | {"agent_steps_per_second": rate})
             if step % settings.eval_every == 0 or last:
-                pause = time.perf_counter()
-                returns = evaluator.returns(agents.sac.actor).mean(1).tolist()
-                middle = stats.interquartile_mean(returns)
-                summary = {"return_iqm": middle.estimate, "return_iqm/low": middle.low, "return_iqm/high": middle.high}
-                run.log("eval", step, by_seed({"return": returns}, settings.seeds) | summary)
-                watched += time.perf_counter() - pause
+                with meter.paused():
+                    returns = evaluator.returns(sac.actor).mean(1).tolist()
+                    iqm = stats.interquartile_mean(returns)
+                    summary = {"return_iqm": iqm.estimate, "return_iqm/low": iqm.low, "return_iqm/high": iqm.high}
+                    run.log("eval", step, by_seed({"return": returns}, settings.seeds) | summary)
             if step % settings.checkpoint_every == 0 and not last:
-                pause = time.perf_counter()
-                agents.save(run, saved)
-                saved = step
-                watched += time.perf_counter() - pause
-    agents.require_finite_weights()
-    return agents.sac.state_dict()
+                with meter.paused():
+                    checkpoint.save()
+    checkpoint.require_finite_weights()
+    return sac.state_dict()
 
 
 def by_seed(values: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> dict[str, float]:
@@ -119,14 +146,14 @@ def by_seed(values: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> dict
     return row
 
 
-def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
-    """Returns the figures of metrics.json: for each seed the mean over the last 10 % of its evaluations."""
+def final_metrics(run: Run, settings: Settings, sac: SAC) -> dict[str, Any]:
+    """Returns the figures of metrics.json; a seed's final return is the mean over the last 10 % of its evaluations."""
     evaluations = run.history("eval")
     final = math.ceil(0.1 * len(evaluations["step"]))
     curves = figures.seed_curves(evaluations, "return", settings.seeds)
     returns = [statistics.fmean(curve[-final:]) for curve in curves]
-    average, middle = stats.mean(returns), stats.interquartile_mean(returns)
-    curiosity = agents.sac.curiosity
+    mean, iqm = stats.mean(returns), stats.interquartile_mean(returns)
+    learned = sum(p.numel() for p in sac.curiosity.parameters() if p.requires_grad) if sac.curiosity else 0
     return {
         "dataset": {
             "name": settings.env_id,
@@ -139,21 +166,19 @@ def judge(run: Run, settings: Settings, agents: Lockstep) -> dict[str, Any]:
         "seeds": list(settings.seeds),
         "env_steps": settings.env_steps,
         "eval_returns": returns,
-        "eval_return_mean": average.estimate,
-        "eval_return_interval": [average.low, average.high],
-        "eval_return_iqm": middle.estimate,
-        "eval_return_iqm_interval": [middle.low, middle.high],
+        "eval_return_mean": mean.estimate,
+        "eval_return_interval": [mean.low, mean.high],
+        "eval_return_iqm": iqm.estimate,
+        "eval_return_iqm_interval": [iqm.low, iqm.high],
         "evaluations_averaged": final,
         "last_eval_returns": [curve[-1] for curve in curves],
         "agent_steps_per_second": statistics.median(run.history("train")["agent_steps_per_second"]),
-        "curiosity_parameters": sum(p.numel() for p in curiosity.parameters() if p.requires_grad) // settings.num_seeds
-        if curiosity
-        else 0,
+        "curiosity_parameters": learned // settings.num_seeds,
     }
 
 
 def model_title(settings: Settings) -> str:
-    """Returns the agents in words, for figures."""
+    """Returns the agents in words, for the titles of figures."""
     name = NAMES.get(settings.icm, f"SAC + {settings.icm}")
     if settings.icm == "stacked":
         name += f" of {settings.stack}"

@@ -6,10 +6,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from common.errors import RunError, UsageError
 from rl.envs import Environments, _restore, _state, make
 from rl.evaluate import Evaluator
+from rl.networks import Actor
 
 
 class Scripted(gym.Env[Any, Any]):
@@ -54,8 +56,9 @@ def test_every_transition_is_one_that_was_taken() -> None:
     environments = Environments("Scripted-v0", "dense", [0, 1])
     told = []
     for _ in range(12):
-        before = environments.observation[0, 0]
-        step = environments.step(np.zeros((2, 1), np.float32))
+        before = environments.observation[0, 0].item()
+        step = environments.step(torch.zeros(2, 1))
+        assert step.next_observation.dtype == step.reward.dtype == step.terminated.dtype == torch.float32
         told.append((before, step.next_observation[0, 0], step.reward[0], step.terminated[0], bool(step.ended[0])))
     assert told == [
         *((0, 1, 1, 0, False), (1, 2, 2, 0, False), (2, 3, 3, 1, True)),
@@ -143,10 +146,6 @@ def test_missing_mujoco_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_evaluation_plays_whole_episodes_from_the_same_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted returns: 1 + 2 + 3 for even episodes, 1 + … + 5 for odd ones; agents may end at different times."""
-    import torch
-
-    from rl.networks import Actor
-
     actor = Actor(1, 1, (4,), (-20, 2), [torch.Generator()] * 3)
     evaluator = Evaluator("Scripted-v0", "dense", 3, 4)
     assert evaluator.returns(actor).tolist() == [[6, 15, 6, 15]] * 3

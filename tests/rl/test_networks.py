@@ -89,22 +89,23 @@ def test_weights_start_where_torchs_linear_starts() -> None:
 
 def test_log_probability_against_torch_distributions() -> None:
     mean, log_std, noise = torch.randn(3, 20, 4), torch.randn(3, 20, 4) - 1, torch.randn(3, 20, 4)
-    sample = squashed_gaussian(mean, log_std, noise)
+    action, log_probability = squashed_gaussian(mean, log_std, noise)
     transform = TanhTransform(cache_size=1)
     distribution = Independent(TransformedDistribution(Normal(mean, log_std.exp()), [transform]), 1)
-    action = transform(mean + log_std.exp() * noise)
-    torch.testing.assert_close(sample.action, action)
-    torch.testing.assert_close(sample.log_probability, distribution.log_prob(action), rtol=1e-4, atol=1e-4)
+    expected = transform(mean + log_std.exp() * noise)
+    torch.testing.assert_close(action, expected)
+    torch.testing.assert_close(log_probability, distribution.log_prob(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_log_probability_is_exact_where_tanh_is_steep_and_finite_where_it_is_one() -> None:
     mean, log_std, noise = torch.tensor([[[3.0, -4.0]]]), torch.tensor([[[-1.0, 0.5]]]), torch.tensor([[[0.7, -0.3]]])
-    sample = squashed_gaussian(mean, log_std, noise)
+    _, steep = squashed_gaussian(mean, log_std, noise)
     expected = log_probability(mean, log_std, mean + log_std.exp() * noise)
-    assert sample.log_probability.item() == pytest.approx(expected.item(), rel=1e-5)
-    far = squashed_gaussian(torch.full((1, 1, 1), 40.0, requires_grad=True), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
-    assert far.action.item() == 1
-    assert far.log_probability.item() == pytest.approx(-0.5 * 1.8378771 + 80 - 2 * 0.6931472, rel=1e-5)
+    assert steep.item() == pytest.approx(expected.item(), rel=1e-5)
+    zero = torch.zeros(1, 1, 1)
+    action, far = squashed_gaussian(torch.full((1, 1, 1), 40.0, requires_grad=True), zero, zero)
+    assert action.item() == 1
+    assert far.item() == pytest.approx(-0.5 * 1.8378771 + 80 - 2 * 0.6931472, rel=1e-5)
 
 
 def test_probabilities_integrate_to_one() -> None:
@@ -113,22 +114,24 @@ def test_probabilities_integrate_to_one() -> None:
     u = torch.linspace(-9, 9, 20_001)
     noise = (u - mean) / log_std.exp()
     ones = torch.ones(1, 20_001, 1)
-    sample = squashed_gaussian(mean * ones, log_std * ones, noise[None, :, None])
-    assert torch.trapezoid(sample.log_probability[0].exp(), sample.action[0, :, 0]).item() == pytest.approx(1, abs=1e-3)
+    action, log_density = squashed_gaussian(mean * ones, log_std * ones, noise[None, :, None])
+    assert torch.trapezoid(log_density[0].exp(), action[0, :, 0]).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_actor_and_critic_shapes_and_bounds() -> None:
     actor = Actor(5, 2, (8, 8), (-20, 2), generators(3))
     critic = TwinCritic(5, 2, (8, 8), generators(3))
     observation, noise = 100 * torch.randn(3, 7, 5), torch.randn(3, 7, 2)
-    sample = actor(observation, noise)
-    assert sample.action.shape == (3, 7, 2)
-    assert sample.action.abs().max() <= 1
-    assert torch.equal(actor.act(observation, noise), sample.action)
-    assert critic(observation, sample.action).shape == (2, 3, 7)
-    mean = actor.network(observation)[..., :2]
-    torch.testing.assert_close(actor.deterministic(observation), mean.tanh())
-    first, second = critic(observation, sample.action)
+    action, log_probability = actor(observation, noise)
+    assert action.shape == (3, 7, 2)
+    assert log_probability.shape == (3, 7)
+    assert action.abs().max() <= 1
+    now, its_noise = observation[:, 0], noise[:, 0]
+    assert torch.equal(actor.act(now, its_noise), actor(now[:, None], its_noise[:, None])[0][:, 0])
+    mean = actor.network(now[:, None])[:, 0, :2]
+    torch.testing.assert_close(actor.deterministic(now), mean.tanh())
+    assert critic(observation, action).shape == (2, 3, 7)
+    first, second = critic(observation, action)
     assert (first - second).abs().min() > 0  # twins start apart
 
 

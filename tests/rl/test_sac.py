@@ -10,18 +10,19 @@ from torch import nn
 
 from rl.icm import Surprise
 from rl.replay import Batch
-from rl.sac import SAC, Noise, actor_loss, critic_loss, critic_target, temperature_loss
+from rl.sac import SAC, policy_objective, soft_bellman_residual, soft_bellman_target, temperature_objective
 from rl.settings import Settings
+from rl.streams import Noise
 from tests.rl.naive import NaiveSAC, perceptron
 
 OBSERVATION, ACTION, BATCH = 5, 2, 16
 CPU = torch.device("cpu")
 
 
-def sac(agents: range, **settings: Any) -> SAC:
+def sac(agents: range, device: torch.device = CPU, **settings: Any) -> SAC:
     generators = [torch.Generator().manual_seed(seed) for seed in agents]
     chosen = Settings(**{"hidden": (12, 12), "precision": "float32", "learning_rate": 1e-2, **settings})
-    return SAC(chosen, OBSERVATION, ACTION, generators, CPU)
+    return SAC(chosen, OBSERVATION, ACTION, generators, device)
 
 
 def batch_and_noise(agents: int, step: int, stack: int = 1) -> tuple[Batch, Noise]:
@@ -57,7 +58,7 @@ def test_twenty_updates_as_the_naive_agent_takes_them() -> None:
         pairs = [
             (agents.actor.network, k, agent.actor),
             *((agents.critic.network, 2 * c + k, agent.critics[c]) for c in range(2)),
-            *((agents.target.network, 2 * c + k, agent.targets[c]) for c in range(2)),
+            *((agents.target_critic.network, 2 * c + k, agent.targets[c]) for c in range(2)),
         ]
         for stack, network, plain in pairs:
             for ours, theirs in zip(perceptron(stack, network).parameters(), plain.parameters(), strict=True):
@@ -95,7 +96,7 @@ def test_one_agents_data_change_no_other_agent() -> None:
 
 def test_target_bootstraps_unless_the_episode_ended_for_good() -> None:
     values = torch.tensor([[[4.0, 4.0]], [[3.0, 5.0]]])  # (critics, agents, batch): the lesser of two counts
-    target = critic_target(
+    td_target = soft_bellman_target(
         torch.tensor([[1.0, 1.0]]),
         torch.tensor([[0.0, 1.0]]),
         values,
@@ -103,16 +104,18 @@ def test_target_bootstraps_unless_the_episode_ended_for_good() -> None:
         torch.tensor([0.5]),
         0.9,
     )
-    torch.testing.assert_close(target, torch.tensor([[1 + 0.9 * (3 + 0.5 * 2), 1.0]]))
+    torch.testing.assert_close(td_target, torch.tensor([[1 + 0.9 * (3 + 0.5 * 2), 1.0]]))
 
 
 def test_losses_by_hand() -> None:
-    values, target = torch.tensor([[[1.0, 2.0]], [[0.0, 4.0]]]), torch.tensor([[1.0, 1.0]])
-    torch.testing.assert_close(critic_loss(values, target), torch.tensor([(0 + 0.5) / 2 + (0.5 + 4.5) / 2]))
-    loss = actor_loss(torch.tensor([[1.0, 3.0]]), values, torch.tensor([0.1]))
-    torch.testing.assert_close(loss, torch.tensor([((0.1 - 0) + (0.3 - 2)) / 2]))
-    heat = torch.tensor([0.7], requires_grad=True)
-    (gradient,) = torch.autograd.grad(temperature_loss(heat, torch.tensor([[1.0, 3.0]]), -3.0).sum(), heat)
+    values, td_target = torch.tensor([[[1.0, 2.0]], [[0.0, 4.0]]]), torch.tensor([[1.0, 1.0]])
+    critic_loss = soft_bellman_residual(values, td_target)
+    torch.testing.assert_close(critic_loss, torch.tensor([(0 + 0.5) / 2 + (0.5 + 4.5) / 2]))
+    actor_loss = policy_objective(torch.tensor([[1.0, 3.0]]), values, torch.tensor([0.1]))
+    torch.testing.assert_close(actor_loss, torch.tensor([((0.1 - 0) + (0.3 - 2)) / 2]))
+    log_temperature = torch.tensor([0.7], requires_grad=True)
+    temperature_loss = temperature_objective(log_temperature, torch.tensor([[1.0, 3.0]]), -3.0)
+    (gradient,) = torch.autograd.grad(temperature_loss.sum(), log_temperature)
     torch.testing.assert_close(gradient, torch.tensor([-(2.0 - 3.0)]))  # entropy −2 is above −3: α falls
 
 
@@ -155,9 +158,10 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order() -> None:
     torch.testing.assert_close(plain.std(1, correction=0), torch.ones(3), rtol=1e-3, atol=1e-3)  # in deviations
 
 
-def test_a_new_intrinsic_reward_as_the_readme_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example = re.search(r"```python\n(class Motion.*?)```", readme, re.DOTALL)
+def test_a_new_intrinsic_reward_as_the_documentation_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    pages = "\n".join(page.read_text() for page in (root / "README.md", *sorted(root.glob("docs/*.md"))))
+    example = re.search(r"```python\n(class Motion.*?)```", pages, re.DOTALL)
     assert example
     names: dict[str, Any] = {"nn": nn, "Batch": Batch, "Surprise": Surprise}
     exec(example[1], names)
@@ -168,3 +172,12 @@ def test_a_new_intrinsic_reward_as_the_readme_shows_it(monkeypatch: pytest.Monke
     measured = agents.update(batch, noise)
     deviation = agents.intrinsic.deviation
     torch.testing.assert_close(measured["intrinsic_reward"], (moved / deviation).mean(1))
+
+
+def test_weights_saved_under_the_earlier_name_of_the_target_critic_load() -> None:
+    agents, saved = sac(range(2), icm="rnd"), sac(range(2, 4), icm="rnd").state_dict()
+    earlier = {name.replace("target_critic.", "target."): tensor for name, tensor in saved.items()}
+    assert "target.network.weights.0" in earlier
+    assert "curiosity.target.weights.0" in earlier  # random distillation's target keeps its name
+    agents.load_state_dict(earlier)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in agents.state_dict().items())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import pytest
 import torch
 
 from common import cli, stats
-from common.device import set_up
-from common.files import load_weights, save_weights
-from rl.lockstep import Lockstep
+from common.files import load_state, load_weights, save_state, save_weights
+from rl import train_sac_icm as script
+from rl.checkpoint import Checkpoint
+from rl.envs import Environments
+from rl.evaluate import Evaluator
+from rl.replay import Replay
+from rl.sac import SAC
 from rl.settings import Settings
 from rl.train_sac_icm import main
 
@@ -28,10 +33,38 @@ Killed = Callable[[Sequence[str], Path, str], Path]
 Unchanged = Callable[[Any, Any, Path], None]
 
 
-def train(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stderr
+def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, **environment}
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 0, done.stderr
     return done
+
+
+def slow(*arguments: str) -> Any:
+    return pytest.param(list(arguments), marks=pytest.mark.slow)
+
+
+class Trained(Exception):
+    """Ends a run after its training; holds the agents and their replay."""
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SAC, Replay]]:
+    """Runs the script's own loop on settings and returns the agents and their replay as it leaves them."""
+    loop = script.train
+    monkeypatch.setattr(script, "train", lambda *parts: stop_after(*parts))
+
+    def stop_after(run: Any, settings: Settings, sac: SAC, environments: Environments, replay: Replay) -> None:
+        loop(run, settings, sac, environments, replay)
+        raise Trained(sac, replay)
+
+    def run(**settings: Any) -> tuple[SAC, Replay]:
+        with pytest.raises(Trained) as stop:
+            main(Settings(eval_episodes=1, batch_size=8, hidden=(8, 8), results_dir=tmp_path, **settings))
+        sac, replay = stop.value.args
+        return sac, replay
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -98,15 +131,14 @@ def test_numbers_can_be_true(smoke: Path) -> None:
 
 def test_saved_agents_are_those_that_were_evaluated(smoke: Path) -> None:
     settings = cli.parse(Settings, ["--config", str(smoke / "config.yaml")])
-    agents = Lockstep(settings, set_up("cpu"))
-    agents.sac.load_state_dict(load_weights(smoke / "checkpoints" / "agents.safetensors"))
-    from rl.evaluate import Evaluator
-
+    sac = SAC(settings, 11, 3, [torch.Generator()] * settings.num_seeds, torch.device("cpu"))
+    sac.load_state_dict(load_weights(smoke / "checkpoints" / "agents.safetensors"))
     evaluator = Evaluator(settings.env_id, settings.reward, settings.num_seeds, settings.eval_episodes)
-    returns = evaluator.returns(agents.sac.actor).mean(1)
+    returns = evaluator.returns(sac.actor).mean(1)
     np.testing.assert_allclose(returns, metrics_of(smoke)["last_eval_returns"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, killed: Killed) -> None:
     arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path)]
     run = killed([*COMMAND, *arguments], tmp_path, "agents.state.pt")
@@ -124,6 +156,44 @@ def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, ki
             }
 
 
+@pytest.mark.parametrize("earlier_names", [False, True])
+def test_a_run_that_stopped_goes_on_to_the_same_weights(
+    earlier_names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    """Also from a checkpoint in which the target critic has its earlier name."""
+    arguments = [*QUICK, "--env-steps", "90", "--random-steps", "20", "--hidden", "8", "8", "--icm", "random"]
+    arguments += ["--checkpoint-every", "40", "--log-every", "50", "--results-dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("common.experiment.Run.figure", lambda *_: None)
+        cli.run(main, Settings, [*arguments, "--run-name", "whole"])
+        save = Checkpoint.save
+
+        def save_and_stop(checkpoint: Checkpoint) -> None:
+            save(checkpoint)
+            raise KeyboardInterrupt
+
+        patch.setattr(Checkpoint, "save", save_and_stop)
+        status, _ = refused(main, Settings, [*arguments, "--run-name", "stopped"])
+        assert status == 130
+        patch.setattr(Checkpoint, "save", save)
+        whole, stopped = tmp_path / "rl" / "whole", tmp_path / "rl" / "stopped"
+        path = stopped / "checkpoints" / "agents.state.pt"
+        state = load_state(path)
+        assert state["step"] == 40
+        assert "target_critic.network.weights.0" in state["sac"]
+        if earlier_names:
+            state["sac"] = {name.replace("target_critic.", "target."): tensor for name, tensor in state["sac"].items()}
+            save_state(path, state)
+        cli.run(main, Settings, ["--resume", str(stopped)])
+    ours, unbroken = (load_weights(run / "checkpoints" / "agents.safetensors") for run in (stopped, whole))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in unbroken.items())
+    assert rows_of(stopped, "eval") == rows_of(whole, "eval")
+    for mine, theirs in zip(rows_of(stopped, "train"), rows_of(whole, "train"), strict=True):
+        assert {k: v for k, v in mine.items() if "per_second" not in k} == {
+            k: v for k, v in theirs.items() if "per_second" not in k
+        }
+
+
 def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resume: Unchanged) -> None:
     unchanged_by_resume(main, Settings, smoke)
 
@@ -132,11 +202,11 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
     "arguments",
     [
         ["--icm", "none"],
-        ["--icm", "single", "--forward-width", "50", "--extrinsic-weight", "0"],
-        ["--icm", "random", "--env-id", "HalfCheetah-v4"],
+        slow("--icm", "single", "--forward-width", "50", "--extrinsic-weight", "0"),
+        slow("--icm", "random", "--env-id", "HalfCheetah-v4"),
         ["--icm", "rnd", "--reward", "sparse"],
-        ["--icm", "stacked", "--stack", "2", "--env-id", "Walker2d-v4", "--buffer-size", "300"],
-        ["--env-id", "Hopper-v5", "--precision", "float32", "--target-entropy", "-1"],
+        slow("--icm", "stacked", "--stack", "2", "--env-id", "Walker2d-v4", "--buffer-size", "300"),
+        slow("--env-id", "Hopper-v5", "--precision", "float32", "--target-entropy", "-1"),
     ],
 )
 def test_every_choice_runs_to_the_end(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,53 +216,100 @@ def test_every_choice_runs_to_the_end(arguments: list[str], tmp_path: Path, caps
     assert (metrics["curiosity_parameters"] > 0) == (metrics["icm"] != "none")
 
 
-def test_an_agent_acts_the_same_alone_and_beside_others(tmp_path: Path) -> None:
-    """Through the random steps, exactly: environments, actions and stored transitions depend on the seed alone."""
-    many = Lockstep(Settings(smoke_test=True, num_seeds=3, seed=4, random_steps=60, batch_size=8), torch.device("cpu"))
-    alone = Lockstep(Settings(smoke_test=True, num_seeds=1, seed=5, random_steps=60, batch_size=8), torch.device("cpu"))
-    for _ in range(60):
-        many.advance()
-        alone.advance()
-    assert torch.equal(many.replay.rows[1, :60], alone.replay.rows[0, :60])
-    for _ in range(10):  # then to rounding
-        many.advance()
-        alone.advance()
-    torch.testing.assert_close(many.replay.rows[1, :70], alone.replay.rows[0, :70], rtol=1e-3, atol=1e-3)
-    together = many.sac.actor.network.weights[1][1]
-    torch.testing.assert_close(together, alone.sac.actor.network.weights[1][0], rtol=1e-3, atol=1e-4)
+def test_an_agent_acts_the_same_alone_and_beside_others(trained: Callable[..., tuple[SAC, Replay]]) -> None:
+    """In the random steps exactly: environments, actions and stored transitions depend on the seed alone."""
+    together, many = trained(num_seeds=3, seed=4, random_steps=60, env_steps=70)
+    alone, one = trained(num_seeds=1, seed=5, random_steps=60, env_steps=70)
+    assert torch.equal(many.rows[1, :60], one.rows[0, :60])
+    # Then, after ten updates, to rounding.
+    torch.testing.assert_close(many.rows[1, :70], one.rows[0, :70], rtol=1e-3, atol=1e-3)
+    weights = [sac.actor.network.weights[1] for sac in (together, alone)]
+    torch.testing.assert_close(weights[0][1], weights[1][0], rtol=1e-3, atol=1e-4)
 
 
-def test_one_update_a_step_after_the_random_steps() -> None:
-    agents = Lockstep(Settings(random_steps=20, batch_size=8, hidden=(8, 8), env_steps=40), torch.device("cpu"))
-    for _ in range(30):
-        agents.advance()
-    assert agents.summed == 10
-    assert {int(optimizer.steps) for optimizer in agents.sac.optimizers} == {10}
+def test_one_update_a_step_after_the_random_steps(trained: Callable[..., tuple[SAC, Replay]]) -> None:
+    sac, replay = trained(random_steps=20, env_steps=30)
+    assert replay.steps == 30
+    assert {int(optimizer.steps) for optimizer in sac.optimizers} == {10}
 
 
-def test_a_name_without_its_code_is_an_error(tmp_path: Path) -> None:
+def test_a_name_without_its_code_is_an_error() -> None:
     """Where a new reward or curiosity is begun with its name alone, nothing else may run under that name."""
     with pytest.raises(AssertionError, match="mine"):
-        Lockstep(Settings(icm="mine"), torch.device("cpu"))  # type: ignore[arg-type]
+        SAC(Settings(icm="mine"), 11, 3, [torch.Generator()], torch.device("cpu"))  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="mine"):
-        Lockstep(Settings(reward="mine"), torch.device("cpu"))  # type: ignore[arg-type]
+        Environments("Hopper-v4", "mine", [0])  # type: ignore[arg-type]
 
 
-def test_steps_without_an_update_do_not_count_in_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which a random step takes a tenth of a second, one with an update two, and all else nothing."""
-    now, advance = [0.0], Lockstep.advance
+def test_only_steps_with_an_update_count_in_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which acting takes 0.1 s, an update 1.9, an evaluation or a checkpoint 50, and all else nothing."""
+    now = [0.0]
 
-    def timed(agents: Lockstep) -> None:
-        advance(agents)
-        now[0] += 0.1 if agents.step <= agents.settings.random_steps else 2.0
+    def takes(owner: Any, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
 
-    monkeypatch.setattr(Lockstep, "advance", timed)
-    monkeypatch.setattr("rl.train_sac_icm.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    steps = ["--random-steps", "450", "--log-every", "200"]
+        def timed(*arguments: Any) -> Any:
+            now[0] += seconds
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, timed)
+
+    takes(Environments, "step", 0.1)
+    takes(SAC, "update", 1.9)
+    takes(Evaluator, "returns", 50)
+    takes(Checkpoint, "save", 50)
+    monkeypatch.setattr("rl.meter.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    steps = ["--random-steps", "410", "--log-every", "40", "--eval-every", "430", "--checkpoint-every", "450"]
     cli.run(main, Settings, [*QUICK, *steps, "--run-name", "timed", "--results-dir", str(tmp_path)])
-    rates = [float(row["agent_steps_per_second"]) for row in rows_of(tmp_path / "rl" / "timed", "train")]
-    assert rates == pytest.approx([0.5] * len(rates))
-    assert len(rates) == 1  # steps 451 to 500
+    rows = rows_of(tmp_path / "rl" / "timed", "train")
+    assert [int(row["step"]) for row in rows] == [440, 480, 500]
+    assert [float(row["agent_steps_per_second"]) for row in rows] == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.slow
+def test_the_plain_formulas_run_the_whole_experiment(tmp_path: Path) -> None:
+    """TRILAB_PLAIN=1: the same weights and environments at first, so that the first evaluation is the same."""
+    folders = []
+    for plain in ("1", "0"):
+        arguments = ["--icm", "stacked", "--run-name", f"plain{plain}", "--results-dir", str(tmp_path)]
+        short = ["--env-steps", "430", "--eval-every", "400"]
+        done = train("--smoke-test", *short, *arguments, TRILAB_PLAIN=plain)
+        folders.append(Path(done.stdout.splitlines()[-1]))
+    plain_rows, fast_rows = (rows_of(folder, "eval") for folder in folders)
+    assert float(plain_rows[0]["return"]) == pytest.approx(float(fast_rows[0]["return"]), rel=1e-4)
+    losses = [float(rows_of(folder, "train")[0]["critic_loss"]) for folder in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("alias", "option", "value"),
+    [("--gamma", "--discount", 0.9), ("--tau", "--target-rate", 0.25), ("--learning-starts", "--random-steps", 7)],
+)
+def test_the_usual_names_of_settings_are_understood(alias: str, option: str, value: float, refused: Refused) -> None:
+    name = option.removeprefix("--").replace("-", "_")
+    for spelling in (alias, option, alias.replace("-", "_").replace("__", "--")):
+        settings = cli.parse(Settings, [spelling, str(value)])
+        assert getattr(settings, name) == value
+        text = cli.to_yaml(settings)
+        assert f"{name}: {value}" in text
+        assert alias.removeprefix("--").replace("-", "_") + ":" not in text
+    for spelling in (alias, option):
+        status, line = refused(main, Settings, [spelling, "-1"])
+        assert status == 2
+        assert line.startswith(f"error: {option} -1")
+    status, line = refused(main, Settings, [alias, "much"])
+    assert status == 2
+    assert alias in line
+    assert option in line
+
+
+def test_help_shows_both_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Settings, ["--help"])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    for names in (("--gamma", "--discount"), ("--tau", "--target-rate"), ("--learning-starts", "--random-steps")):
+        assert any(all(name in line for name in names) for line in text.splitlines())
 
 
 def test_diverging_training_stops_with_the_step_and_the_last_checkpoint(tmp_path: Path, refused: Refused) -> None:
@@ -228,12 +345,12 @@ def test_not_a_checkpoint_of_these_agents(smoke: Path, tmp_path: Path, refused: 
         (["--num-seeds", "0"], 2, "--num-seeds 0"),
         (["--discount", "1"], 2, "--discount 1"),
         (["--reward", "none"], 2, "sparse"),
-        (["--reward", "sparse", "--env-id", "Reacher-v4"], 2, "nothing there can walk ahead"),
-        (["--reward", "sparse", "--env-id", "InvertedPendulum-v4"], 2, "nothing there can walk ahead"),
+        (["--reward", "sparse", "--env-id", "Reacher-v4"], 2, "nothing there can walk forward"),
+        (["--reward", "sparse", "--env-id", "InvertedPendulum-v4"], 2, "nothing there can walk forward"),
         (["--batch-size", "0"], 2, "--batch-size 0"),
         (["--random-steps", "5000", "--env-steps", "5000"], 2, "no step is left"),
-        (["--log-std-range", "2", "-2"], 2, "the lower bound comes first"),
-        (["--log-std-range", "-1e300", "1e300"], 2, "float32 has no such deviations"),
+        (["--log-std-range", "2", "-2"], 2, "the lower bound must come first"),
+        (["--log-std-range", "-1e300", "1e300"], 2, "outside float32's range"),
         (["--buffer-size", "1"], 2, "--buffer-size"),
         (["--initial-temperature", "1e300"], 2, "--initial-temperature"),
         (["--extrinsic-weight", "0"], 2, "no reward is left"),

@@ -1,0 +1,105 @@
+"""What is counted while training: returns of training episodes, averages of the losses, the rate, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.device import synchronize
+from common.training import progress_bar
+
+RECENT = 10  # the training return is the mean of so many finished episodes
+
+
+class Meter:
+    """Called once a step; a row of history.csv is what it measured since the row before."""
+
+    def __init__(self, agents: int, device: torch.device) -> None:
+        self.device = device
+        self.updates = 0  # since the last row
+        self.sums: dict[str, Tensor] = {}  # of what those updates measured, each `(agents,)`
+        self.running_return = np.zeros(agents)  # of the episodes that are not finished
+        self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agents)]
+        self._seconds, self._since, self._timed = 0.0, time.perf_counter(), 0
+        self._bar: tqdm[Any] | None = None
+
+    @contextlib.contextmanager
+    def progress(self, done: int, total: int) -> Iterator[None]:
+        """Shows a progress bar while the block runs, and starts the clock."""
+        with progress_bar("training", done, total) as self._bar:
+            self._restart_clock()
+            yield
+
+    def step(self, reward: Tensor, ended: Tensor, measured: Mapping[str, Tensor]) -> None:
+        """Counts one step of all agents.
+
+        Args:
+            reward: `(agents,)`, on the CPU.
+            ended: `(agents,)`, on the CPU, true where an episode ended.
+            measured: what the update measured, name → `(agents,)`; empty for a step without an update.
+        """
+        if self._bar is not None:
+            self._bar.update()
+        self.running_return += reward.numpy()
+        for k in np.flatnonzero(ended.numpy()):
+            self.recent[k].append(float(self.running_return[k]))
+            self.running_return[k] = 0
+        if not measured:
+            self._restart_clock()  # the rate is that of steps with an update
+            return
+        if not self.sums:
+            self.sums = {name: torch.zeros_like(value) for name, value in measured.items()}
+        torch._foreach_add_(list(self.sums.values()), list(measured.values()))
+        self.updates += 1
+        self._timed += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock while the block runs: evaluation and files are no part of the rate."""
+        synchronize(self.device)
+        self._seconds += time.perf_counter() - self._since
+        yield
+        self._since = time.perf_counter()
+
+    def row(self) -> tuple[dict[str, list[float]], float]:
+        """Returns what was measured since the last row, and begins the next one; called while `paused`.
+
+        The first part is name → a value for each agent: the training return, then the averages over all updates. The
+        second is the rate, in steps of one agent a second.
+        """
+        returns = [np.mean(r) if r else now for r, now in zip(self.recent, self.running_return, strict=True)]
+        values = {"return": [float(value) for value in returns]}
+        values |= {name: (total / self.updates).tolist() for name, total in self.sums.items()}
+        rate = len(self.recent) * self._timed / self._seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"return={np.mean(values['return']):.0f}, {rate:.0f} agent steps/s")
+        self.sums, self.updates = {}, 0
+        self._restart_clock()
+        return values, rate
+
+    def _restart_clock(self) -> None:
+        self._seconds, self._since, self._timed = 0.0, time.perf_counter(), 0
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs; a resumed training measures the rate anew."""
+        return {
+            "running_return": self.running_return.tolist(),
+            "recent": [list(episodes) for episodes in self.recent],
+            "sums": self.sums,
+            "summed": self.updates,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` returned."""
+        self.running_return[:] = state["running_return"]
+        self.recent = [deque(episodes, maxlen=RECENT) for episodes in state["recent"]]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.updates = state["summed"]
