@@ -29,7 +29,12 @@ def main(settings: Settings) -> None:
     settings.check()
     device = set_up(settings.device, settings.threads)
     images = data.load(
-        settings.dataset, task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device
+        settings.dataset,
+        task_default="cifar10",
+        shape=(3, 32, 32),
+        data_dir=settings.data_dir,
+        device=device,
+        max_images=settings.max_images,
     )
     run = Run(settings, "pruning", f"{images.name}-{settings.allocation}-{settings.schedule}", device)
     if run.finished:

@@ -28,6 +28,8 @@ class Settings(RunSettings):
 
     dataset: Literal["auto", "cifar10", "digits"] = "auto"
     """Images; auto takes CIFAR-10 where it can be had, else scikit-learn's digits, with a warning."""
+    max_images: Annotated[int, Ge(1000)] | None = None
+    """Images to use at most, the same share of training, held-out and test images, for a quick look; none: all."""
 
     # 1. Train
     dense_weights: Path | None = None

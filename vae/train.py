@@ -32,7 +32,12 @@ def main(settings: Settings) -> None:
     settings.check()
     device = set_up(settings.device, settings.threads)
     images = data.load(
-        settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
+        settings.dataset,
+        task_default="mnist",
+        shape=(1, 28, 28),
+        data_dir=settings.data_dir,
+        device=device,
+        max_images=settings.max_images,
     )
     beta = f"-beta{settings.beta:g}" if settings.beta != 1 else ""
     mean, std = settings.prior_parameters
