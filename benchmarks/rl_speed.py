@@ -1,6 +1,6 @@
 """SAC's speed beside Stable-Baselines3 and SBX, in turn, in one run, as ratios, with memory.
 
-`python benchmarks/rl_speed.py` (both come with requirements-bench.txt). Every side trains SAC on the same task with the
+`python benchmarks/rl_speed.py` (both come with `pip install .[bench]`). Every side trains SAC on the same task with the
 same networks (two hidden layers of 256), batch 256, one update for every environment step, and acts in the simulation
 itself: what is timed is the whole training step, after the random steps. Every side is a process of its own; the sides
 take turns, and rates are medians over the rounds. Many seeds with Stable-Baselines3 are what people do: one

@@ -1,6 +1,6 @@
 """VAE training speed beside PyTorch's example loop and Pythae, in turn, in one run, as ratios, with peak memory.
 
-`python benchmarks/vae_speed.py` (Pythae comes with requirements-bench.txt). Both sides of a row train the same layers
+`python benchmarks/vae_speed.py` (Pythae comes with `pip install .[bench]`). Both sides of a row train the same layers
 on the same MNIST images with the same batch and likelihood (grey values in the cross-entropy, which all peers use), and
 Adam. Every side is a process of its own, so that its memory is its own; the sides take turns, one round each, and
 the rates are medians over the rounds. A round is one pass over the row's images through the side's own training loop:

@@ -30,7 +30,7 @@ NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the
 def on_ray(address: str, *, cpus: int, gpus: float) -> Place:
     """Returns the place that is a Ray cluster, as many jobs at a time as have `cpus` and `gpus` free for them.
 
-    The code of this checkout is sent along; the nodes need the packages of requirements-ray.txt and the data set.
+    The code of this checkout is sent along; the nodes need the packages of `pip install .[ray]` and the data set.
     """
 
     def place(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
@@ -108,7 +108,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        raise UsageError("--ray needs Ray: pip install -r requirements-ray.txt") from None
+        raise UsageError("--ray needs Ray: pip install -e '.[ray]'") from None
     code = {"working_dir": str(ROOT), "excludes": NOT_SENT}
     try:
         _require_listener(address)

@@ -126,9 +126,9 @@ def test_scan_with_accuracies_above_the_dense_one() -> None:
     assert all(0.9 < s < 1 for s in sparsities.values())
 
 
-def test_a_new_rule_as_the_readme_shows_it() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example = re.search(r"^def spread\(.*\n.*\n", readme, re.MULTILINE)
+def test_a_new_rule_as_the_docs_show_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    example = re.search(r"^def spread\(.*\n.*\n", page, re.MULTILINE)
     assert example
     names = dict(vars(allocation))
     exec(example[0], names)
