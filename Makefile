@@ -1,41 +1,60 @@
-# `make demo` and `make test` work in a bare clone: each makes .venv and installs what it needs.
+# `make demo`, `make lint` and `make test` work in a bare clone: each makes .venv and installs what it needs.
+SHELL := bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint bench report clean
+.PHONY: help demo demo-pruning demo-vae-rl test test-all lint bench report clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install -r requirements-dev.txt
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@
 
-.venv/installed-bench: .venv/installed requirements-bench.txt
-	$(BIN)/python -m pip install -r requirements-bench.txt
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install -e '.[bench]'
 	touch $@
 
-demo: .venv/installed ## a short run of the experiments, and the page that shows what came out
-	$(BIN)/python pruning/run.py --config configs/pruning/quick.yaml --results-dir results/demo
-	$(BIN)/python vae/train.py --config configs/vae/quick.yaml --results-dir results/demo
-	$(BIN)/python rl/train_sac_icm.py --config configs/rl/quick.yaml --results-dir results/demo
-	@echo "The whole studies: $(BIN)/python pruning/run.py,"
-	@echo "$(BIN)/python vae/study.py --config configs/vae/study_reference.yaml"
-	@echo "and $(BIN)/python rl/train_sac_icm.py --config configs/rl/stacked.yaml"
-	@echo "TensorBoard: $(BIN)/tensorboard --logdir results. The report of these runs, to open in a browser:"
+# Two processes with half of the CPU threads each are faster than one after the other with all of them.
+HALF := $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) + 1) / 2 )))
+QUICK = --config configs/$(1)/quick.yaml --results-dir results/demo --threads $(HALF) 2>&1 \
+	| stdbuf -oL tr '\r' '\n' | sed -u 's/^/$(1) | /'
+
+demo: .venv/installed ## a short run of each experiment, and the page that shows what came out: about 4 minutes
+	@$(MAKE) --no-print-directory --jobs 2 demo-pruning demo-vae-rl
 	@$(BIN)/python -m common.report results/demo
+	@echo
+	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
+	@echo "Next, the whole experiments (40, 8 and about 30 minutes on 2 cores):"
+	@echo "  $(BIN)/python pruning/run.py"
+	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
+	@echo "  $(BIN)/python rl/train_sac_icm.py --icm stacked"
+	@echo "and what they record while they train: $(BIN)/tensorboard --logdir results"
 
-report: .venv/installed ## one page of the committed reference results: results/reference.html
+demo-pruning: .venv/installed
+	@$(BIN)/python pruning/run.py $(call QUICK,pruning)
+
+demo-vae-rl: .venv/installed
+	@$(BIN)/python vae/train.py $(call QUICK,vae)
+	@$(BIN)/python rl/train_sac_icm.py $(call QUICK,rl)
+
+report: .venv/installed ## the report page of the committed reference results: results/reference.html
 	$(BIN)/python -m common.report results/reference --output results/reference.html
 
-test: .venv/installed-dev ## the tests; those on real data run when DATA_DIR or ../shared/data is there
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: .venv/installed-dev ## the tests to run after each change: under 2 minutes on 2 cores
+	$(PYTEST) -m "not slow and not cluster and not browser and not real_data"
+
+test-all: .venv/installed-dev ## every test; those on real data run when DATA_DIR or ../shared/data is there
+	$(PYTEST)
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,6 +1,6 @@
 """The speed and memory of our SAC, Stable-Baselines3's and SBX's, measured in turn in one run, as ratios.
 
-`python benchmarks/rl_speed.py` (the two others come with the benchmark requirements). Every side trains SAC on the same
+`python benchmarks/rl_speed.py` (`pip install -e '.[bench]'` brings the two others). Every side trains SAC on the same
 task with the same networks (two hidden layers of 256), batch 256 and one update for every environment step. The time is
 that of the whole training step, simulation included, after the random steps. Every side is a separate process; the
 sides take turns, and a rate is the median over the rounds. Many seeds with Stable-Baselines3 run as people usually run

@@ -1,6 +1,6 @@
 """VAE training speed beside PyTorch's example loop and Pythae: ratios within one run, and peak memory.
 
-`python benchmarks/vae_speed.py` (Pythae comes with requirements-bench.txt). Both sides of a row train the same layers
+`python benchmarks/vae_speed.py` (`pip install -e '.[bench]'` brings Pythae). Both sides of a row train the same layers
 with Adam, on the same MNIST images, with the same batch and likelihood (grey values in the cross-entropy, which all
 peers use). Every side is its own process, so that its memory can be measured. The sides take turns, one round each,
 and the rates are medians over the rounds. A round is one pass over the row's images through the side's own training

@@ -22,9 +22,10 @@ TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "scikit-learn digit
 def caption(record: Mapping[str, Any]) -> str:
     """Returns what a figure's title says of the dataset that `record` describes, see `Dataset.record`."""
     name, wanted = str(record.get("name")), record.get("stand_in_for")
+    used = f", {record['images']:,} of {record['of']:,} images" if "of" in record else ""
     if wanted:
-        return f"STAND-IN DATA: {TITLES.get(name, name)}, not {TITLES.get(str(wanted), wanted)}"
-    return TITLES.get(name, name) + (" (JPEG copies)" if "JPEG" in str(record.get("source")) else "")
+        return f"STAND-IN DATA: {TITLES.get(name, name)}, not {TITLES.get(str(wanted), wanted)}{used}"
+    return TITLES.get(name, name) + (" (JPEG copies)" if "JPEG" in str(record.get("source")) else "") + used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Split:
 class Dataset:
     """Train, validation (held out of the training set) and test splits, with the channel statistics of train.
 
-    `stand_in_for` names the dataset that was wanted, if this one is only the embedded replacement.
+    `stand_in_for` names the dataset that was wanted, if this one is only the embedded replacement. `of` is the number
+    of images of the whole dataset, if only some of them are used.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Dataset:
     test: Split
     mean: Tensor  # (C,), of pixels in [0, 1]
     std: Tensor  # (C,)
+    of: int | None = None
 
     @property
     def caption(self) -> str:
@@ -68,7 +71,7 @@ class Dataset:
         """Returns what metrics.json says of the dataset."""
         counts = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
         record = {"name": self.name, "source": self.source, "stand_in_for": self.stand_in_for}
-        return {**record, "images": sum(counts.values()), **counts}
+        return {**record, "images": sum(counts.values()), **counts, **({"of": self.of} if self.of else {})}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Returns uint8 images `(B, C, H, W)` as float32, channels last; each channel has mean 0 and deviation 1."""
@@ -85,11 +88,13 @@ def load(
     data_dir: Path | None,
     device: torch.device,
     validation_fraction: float = 0.1,
+    max_images: int | None = None,
 ) -> Dataset:
     """Returns the dataset `name` with images of `shape` (C, H, W) on `device`.
 
     `auto` means `task_default` if it is available, else the embedded digits, after a warning. The validation images
-    are the same for every seed, so that choices made on them compare.
+    are the same for every seed, so that choices made on them compare. With `max_images` the same share of each split is
+    used, drawn at random and the same for every seed.
 
     Raises:
         RunError: the named dataset is not available, or its files are damaged.
@@ -121,11 +126,22 @@ def load(
     splits = {
         part: Split(train_images[index].to(device), raw.train_labels[index].to(device)) for part, index in rows.items()
     }
-    test = Split(test_images.to(device), raw.test_labels.to(device))
+    splits["test"] = Split(test_images.to(device), raw.test_labels.to(device))
+    there_are = sum(map(len, splits.values()))
+    share = min(1.0, (max_images or there_are) / there_are)
+    if share < 1:
+        splits = {part: _drawn(split, part, share) for part, split in splits.items()}
     mean, std = _channel_statistics(splits["train"].images)
-    return Dataset(
-        raw.name, raw.source, stand_in_for, raw.classes, splits["train"], splits["validation"], test, mean, std
-    )
+    parts = (splits["train"], splits["validation"], splits["test"])
+    of = there_are if share < 1 else None
+    return Dataset(raw.name, raw.source, stand_in_for, raw.classes, *parts, mean, std, of)
+
+
+def _drawn(split: Split, part: str, share: float) -> Split:
+    """Returns `share` of a split, drawn at random."""
+    order = torch.randperm(len(split), generator=random_stream(0, f"some of the {part} images"))
+    chosen = order[: max(1, round(share * len(split)))].to(split.images.device)
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,12 @@ def main(settings: Settings) -> None:
     settings.check()
     device = set_up(settings.device, settings.threads)
     dataset = data.load(
-        settings.dataset, task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device
+        settings.dataset,
+        task_default="cifar10",
+        shape=(3, 32, 32),
+        data_dir=settings.data_dir,
+        device=device,
+        max_images=settings.max_images,
     )
     held_out = dataset.validation.head(settings.scan_images)  # every choice is made on these images, none on test
     run = Run(settings, "pruning", f"{dataset.name}-{settings.allocation}-{settings.schedule}", device)

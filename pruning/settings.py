@@ -28,6 +28,8 @@ class Settings(RunSettings):
 
     dataset: Literal["auto", "cifar10", "digits"] = "auto"
     """Images to use; auto takes CIFAR-10 if it is available, otherwise scikit-learn's digits, with a warning."""
+    max_images: Annotated[int, Ge(1000)] | None = None
+    """Images to use at most, the same share of the training, held-out and test images; none means all of them."""
 
     # 1. Train
     dense_weights: Path | None = None

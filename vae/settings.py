@@ -34,6 +34,8 @@ class Settings(RunSettings):
 
     dataset: Literal["auto", "mnist", "digits"] = "auto"
     """Dataset; auto takes MNIST if it is available, else scikit-learn's digits, with a warning."""
+    max_images: Annotated[int, Ge(1000)] | None = None
+    """Images to use at most, the same share of the training, held-out and test images; none means all of them."""
 
     # 1. Model
     arch: Architecture = "conv"

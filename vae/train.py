@@ -31,7 +31,12 @@ def main(settings: Settings) -> None:
     settings.check()
     device = set_up(settings.device, settings.threads)
     dataset = data.load(
-        settings.dataset, task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device
+        settings.dataset,
+        task_default="mnist",
+        shape=(1, 28, 28),
+        data_dir=settings.data_dir,
+        device=device,
+        max_images=settings.max_images,
     )
     run = Run(settings, "vae", f"{dataset.name}-{settings.model_name}", device)
     if run.finished:

@@ -29,7 +29,7 @@ NOT_SENT = ["/results", "/data", "/.venv", "/.git", "/build", "*.log"]  # to the
 def ray_executor(address: str, *, cpus: int, gpus: float) -> Executor:
     """Returns the executor of a Ray cluster: a job starts as soon as a node has `cpus` and `gpus` free for it.
 
-    The code of this checkout is sent to the nodes; they need the packages, `pip install '.[ray]'`, and the data set.
+    The code of this checkout is sent to the nodes; they need the packages, `pip install -e '.[ray]'`, and the data set.
     """
 
     def execute(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
@@ -108,7 +108,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        raise UsageError("--ray needs Ray: pip install '.[ray]'") from None
+        raise UsageError("--ray needs Ray: pip install -e '.[ray]'") from None
     code = {"working_dir": str(ROOT), "excludes": NOT_SENT}
     try:
         _require_listener(address)

@@ -18,7 +18,7 @@ from common.files import ROOT
 from common.sweep.cluster import ray_executor
 from common.sweep.jobs import Job, Work
 
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install '.[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install -e '.[ray]'")
 pytestmark = pytest.mark.cluster
 
 # Says where it is at work, waits for the file `go`, and goes on when it is resumed, as a run does.
