@@ -1,1 +1,1 @@
-"""Soft actor-critic with curiosity, many agents in lockstep."""
+"""Soft actor-critic with curiosity, many agents side by side."""
