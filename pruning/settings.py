@@ -35,7 +35,7 @@ class Settings(RunSettings):
     dense_weights: Path | None = None
     """Trained network to start from: the file checkpoints/dense.safetensors of a run; none trains one."""
     epochs: Annotated[int, Ge(1)] = 10
-    """Passes over the training images to train the dense network."""
+    """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
     """Images in one training step, and in the larger of the two batches whose latency is measured."""
     learning_rate: Annotated[float, Gt(0)] = 0.1
@@ -93,7 +93,7 @@ class Settings(RunSettings):
     temperature: Annotated[float, Gt(0)] = 4.0
     """Temperature of the distillation: both networks' logits are divided by it (4: Zagoruyko & Komodakis 2017)."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
-    """Passes over the training images after pruning, or while pruning gradually."""
+    """Passes over the training split after pruning, or while pruning gradually."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
     """Peak learning rate of the fine-tuning."""
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
