@@ -237,11 +237,12 @@ def described(config: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], 
     """
     if "models" in config:
         return dict(config["models"]), dict(config["claims"])
-    if "comparisons" not in config:
+    try:
+        file = SweepFile(**{field.name: config[field.name] for field in dataclasses.fields(SweepFile)})
+        groups = groups_of(file)
+        return {arm.name: arm.settings for group in groups for arm in group}, dict(pairs_of(file, groups))
+    except (KeyError, TypeError, AttributeError, UsageError):
         return None
-    file = SweepFile(**{field.name: config[field.name] for field in dataclasses.fields(SweepFile)})
-    groups = groups_of(file)
-    return {arm.name: arm.settings for group in groups for arm in group}, dict(pairs_of(file, groups))
 
 
 if __name__ == "__main__":
