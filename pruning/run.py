@@ -37,7 +37,7 @@ def main(settings: Settings) -> None:
         print(run.path)
         return
 
-    run.require_same_images(images.record())
+    run.require_same_dataset(images.record())
 
     def test_accuracy(network: VGG11) -> float:
         return accuracy(network, inputs(images, images.test), images.test.labels)

@@ -43,7 +43,7 @@ def main(settings: Settings) -> None:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
         return
-    run.require_same_images(images.record())
+    run.require_same_dataset(images.record())
     seen = as_seen(settings, images)
     prior, seed = settings.prior_on(device), settings.seed
 

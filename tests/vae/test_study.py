@@ -12,7 +12,8 @@ import yaml
 
 from common import cli
 from common.sweep.file import groups_of, read
-from vae.study import COLUMNS, COMPARED, StudySettings, compare, described, main, tables
+from vae.study import COLUMNS, COMPARED, compare, main, tables
+from vae.study_settings import StudySettings, described
 
 STUDY: dict[str, Any] = {
     "script": "vae/train.py",
