@@ -1,4 +1,4 @@
-"""Where and how precisely tensors are computed: device, number format, threads, seeds."""
+"""Device, number format, threads and random streams of a computation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def set_up(device: str, threads: int | None = None, *, huge_pages: bool = False) -> torch.device:
-    """Returns the device that `auto`, `cpu` or `cuda` means here and puts torch into its fast mode.
+    """Returns the device that `auto`, `cpu` or `cuda` means on this machine, and sets torch to its fast mode.
 
     Repeatable on a CPU; on CUDA cuDNN chooses its kernels by timing them, and float32 products are TensorFloat32.
 
-    `huge_pages` puts tensors of 2 MB and more on pages of 2 MB where Linux hands them out: a step that streams through
-    many such tensors looks up fewer addresses. It pays in SAC of ten agents (7 to 13 % of a step) and costs 2 to 5 % in
-    the small VAEs and the convolutions. torch looks once: nothing in the process may have made a tensor before.
+    `huge_pages` puts tensors of 2 MB and more on pages of 2 MB where Linux offers them: a step that streams through
+    many such tensors looks up fewer addresses. It saves 7 to 13 % of a step in SAC with ten agents, and costs 2 to 5 %
+    in the small VAEs and the convolutions. torch reads the setting once: call this before the process makes a tensor.
 
     Raises:
         RunError: `cuda` was asked for and this machine has none.
@@ -49,9 +49,9 @@ def set_up(device: str, threads: int | None = None, *, huge_pages: bool = False)
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what is freed for the next allocation, where it is the C library.
+    """Makes glibc, where it is the C library, keep freed memory for the next allocation.
 
-    It would give megabyte-sized blocks back to the system, which every step then faults in again, page by page: 5 to
+    By default it returns megabyte-sized blocks to the system, and every step faults them in again, page by page: 5 to
     10 % of a training step on a CPU.
     """
     with contextlib.suppress(OSError, AttributeError):
@@ -62,7 +62,7 @@ def _keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs the block on one CPU thread: with more, sums come in another order, and training in another result."""
+    """Runs the block on one CPU thread: more threads sum in another order, and training gives another result."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -99,13 +99,13 @@ def random_stream(seed: int, purpose: str, device: torch.device | str = "cpu") -
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device, so that a clock read afterwards is honest."""
+    """Waits for the device, so that a clock read afterwards counts all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the most memory so far in bytes: of the GPU's tensors, or on a CPU of this process with its libraries."""
+    """Returns the peak memory so far in bytes: of the tensors on a GPU, or of this whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

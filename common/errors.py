@@ -1,4 +1,4 @@
-"""The two ways a run may end badly through no fault of the code; `cli.run` prints either as one line."""
+"""The two expected ways a run may fail; `cli.run` prints either as one line, without a traceback."""
 
 
 class RunError(Exception):

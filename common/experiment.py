@@ -1,4 +1,4 @@
-"""The run folder: settings, metrics, history, TensorBoard, figures, checkpoints, and going on after a crash."""
+"""The run folder: settings, metrics, history, TensorBoard, figures, checkpoints, and resuming after a crash."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 class Run:
     """One run's folder, `RESULTS_DIR/<task>/<run>/`.
 
-    A script is the same code whether the run is new or resumed: what a stage made is kept under a name (`remembered`,
-    `remembered_weights`), so that a resumed run finds it and passes on to the first stage that is not finished.
+    A script is the same code whether the run is new or resumed. The result of each stage is kept under a name
+    (`remembered`, `remembered_weights`); a resumed run finds it and continues with the first unfinished stage.
     """
 
     def __init__(self, settings: RunSettings, task: str, name: str, device: torch.device) -> None:
@@ -67,7 +67,7 @@ class Run:
             self._writer = SummaryWriter(str(self.path))
 
     def _lock(self) -> None:
-        """Keeps other processes off the folder until this one ends, however it ends."""
+        """Locks the folder against other processes until this one ends, however it ends."""
         self._lock_file = (self.path / ".lock").open("a")
         try:
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +116,7 @@ class Run:
             raise RunError(f"{path}: damaged (not a run's progress); the run cannot be resumed")
         return dict(value)
 
-    # -- what a stage made --------------------------------------------------------------------------------------------
+    # -- results of stages --------------------------------------------------------------------------------------------
 
     def remembered(self, name: str, compute: Callable[[], T]) -> T:
         """Returns `compute()`, a value JSON can hold, computed once in the life of the run folder."""
@@ -129,13 +129,15 @@ class Run:
     def remembered_weights(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Returns named tensors, computed once in the life of the run folder, from `checkpoints/<name>.safetensors`.
 
-        When that file is gone they are computed anew, and so is all that was made after them.
+        When that file is missing they are computed anew, and so is everything that was computed after them.
         """
         path = self.checkpoints / f"{name}.safetensors"
         if not path.exists():
             self._forget_from(path.name)
             save_weights(path, compute())
-            (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)  # the training's own checkpoint: now spent
+            (self.checkpoints / f"{name}.state.pt").unlink(
+                missing_ok=True
+            )  # the training's own checkpoint is not needed any more
         if path.name not in self._memory:
             self._memory[path.name] = True
             self._remember()
@@ -147,7 +149,7 @@ class Run:
     def _forget_from(self, file: str) -> None:
         if file not in self._memory:
             return
-        made = list(self._memory)  # in the order it was made
+        made = list(self._memory)  # in the order of the stages
         for name in made[made.index(file) :]:
             del self._memory[name]
             if name.endswith(".safetensors"):
@@ -156,11 +158,11 @@ class Run:
             training.unlink()
         self._remember()
 
-    def require_same_images(self, record: dict[str, Any]) -> None:
-        """Notes which images (`Dataset.record`) the run uses.
+    def require_same_dataset(self, record: dict[str, Any]) -> None:
+        """Notes which dataset the run uses; `record` is what `Dataset.record` returns.
 
         Raises:
-            RunError: the run began on others.
+            RunError: the run began on another one.
         """
         begun_on = self.remembered("dataset", lambda: record)
         if begun_on != record:
@@ -173,13 +175,13 @@ class Run:
         self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
         write_atomically(self.checkpoints / "progress.json", json.dumps(self._memory, indent=1).encode())
 
-    # -- what a stage shows -------------------------------------------------------------------------------------------
+    # -- logs and figures -------------------------------------------------------------------------------------------
 
     def log(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
         """Adds a row to history.csv and the scalars to TensorBoard as `<stage>/<name>`."""
         self.rewind(stage, step - 1)
         self._history.append({"stage": stage, "step": step, **scalars})
-        if len(self._history) < self._memory["history_rows"]:  # rewound: killed from here on, fewer rows are whole
+        if len(self._history) < self._memory["history_rows"]:  # rewound: if the run is killed now, fewer rows are whole
             self._memory["history_rows"] = len(self._history)
             self._remember()
         self._write_history()
@@ -206,7 +208,7 @@ class Run:
     def image(self, name: str, pixels: Tensor, step: int) -> None:
         """Writes `figures/<name>.png`, replacing an earlier one, and shows it in TensorBoard at `step`.
 
-        `pixels` is `(1, H, W)` in [0, 1]. Much quicker than `figure`: a look while training.
+        `pixels` is `(1, H, W)` in [0, 1]. Much quicker than `figure`: for a look during training.
         """
         grey = pixels[0].mul(255).round().to(torch.uint8).cpu().numpy()
         buffer = io.BytesIO()
@@ -219,7 +221,7 @@ class Run:
         png = png_bytes(figure)
         write_atomically(self.figures / f"{name}.png", png)
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw it once more
+        self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw the figure again
 
     def finish(self, metrics: Mapping[str, Any], headline: tuple[str, ...]) -> None:
         """Writes metrics.json, which marks the run as complete, and TensorBoard's hparams with the `headline` metrics.
@@ -237,7 +239,7 @@ class Run:
             "python": platform.python_version(),
             "seconds": self._memory["seconds"],
             "peak_memory_bytes": peak_memory(self.device),
-            "git_commit": self._memory["git_commit"],  # as the run began: the code may change while it runs
+            "git_commit": self._memory["git_commit"],  # at the start: the code may change during the run
         }
         try:
             text = json.dumps(record, indent=1, allow_nan=False)
@@ -276,12 +278,12 @@ class Run:
 
 
 def say(message: str) -> None:
-    """Tells the user what is going on, on standard error."""
+    """Prints progress for the user on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
-    """Stops a run whose `what` is NaN or infinite before it can spoil a checkpoint.
+    """Stops a run whose `what` is NaN or infinite before it can damage a checkpoint.
 
     Raises:
         RunError: `value` is not finite; the message names the last good checkpoint.

@@ -1,4 +1,4 @@
-"""The checkout, and files that are either whole or not there: written to a temporary name, synced, then renamed."""
+"""The checkout, and files that are either whole or missing: written to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 

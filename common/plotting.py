@@ -1,4 +1,4 @@
-"""One figure style, one way to save."""
+"""The style of all figures, and how they are saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 def figure(
     title: str, caption: str, *, rows: int = 1, columns: int = 1, size: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of `size` inches and its axes, row by row; `caption` says which data it shows."""
+    """Returns a figure of `size` inches and its axes, row by row; `caption` names the dataset."""
     matplotlib.rcParams.update(STYLE)
     sheet = Figure(figsize=size, layout="constrained")
     axes = sheet.subplots(rows, columns, squeeze=False)

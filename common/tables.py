@@ -1,4 +1,4 @@
-"""Tables as Markdown and as plain rows: what scripts print, studies write and the report shows."""
+"""Tables as Markdown and as plain rows: scripts print them, studies write them, the report page shows them."""
 
 from __future__ import annotations
 

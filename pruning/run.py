@@ -39,7 +39,7 @@ def main(settings: Settings) -> None:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
         return
-    run.require_same_images(dataset.record())
+    run.require_same_dataset(dataset.record())
     metrics: dict[str, Any] = {"dataset": dataset.record()}
 
     def measure(name: str, network: VGG11, split: data.Split) -> None:

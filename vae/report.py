@@ -22,7 +22,8 @@ from common.report.folders import Folder, usable
 from common.stats import Interval, number
 from common.tables import Table, counted
 from vae.priors import prior_label
-from vae.study import COLUMNS, COMPARED, described, tables
+from vae.study import COLUMNS, COMPARED, tables
+from vae.study_settings import described
 
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",

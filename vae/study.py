@@ -10,26 +10,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-import tyro
-from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from common import cli, comparison, data, stats
 from common.comparison import Column
 from common.device import set_up
-from common.errors import RunError, UsageError
+from common.errors import RunError
 from common.experiment import Run, say
 from common.files import load_weights, read_metrics, write_atomically
 from common.sweep.executors import local_executor, runs_at_once, threads_each
-from common.sweep.file import REPLACED, Arm, SweepFile, groups_of, pairs_of, run_name, seeds_of
+from common.sweep.file import run_name, seeds_of
 from common.sweep.jobs import Job, Work, run_jobs
 from common.tables import BOLD, Table, counted
 from vae import bounds, figures, samplers
 from vae.classifier import trained_judge
 from vae.settings import Settings
+from vae.study_settings import StudySettings
 from vae.train import initial_model
 
 COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
@@ -42,68 +41,7 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "density": ("density", 3),
     "coverage": ("coverage", 3),
 }
-SCRIPT = "vae/train.py"
-SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)}  # set for the study, not for a model
 COMPARED = ("fid", "elbo", "nll", "fid_mixture", "coverage")
-
-
-@dataclasses.dataclass(frozen=True)
-class StudySettings(SweepFile, cli.RunSettings):
-    """Train several VAEs with several seeds, compare them seed by seed, draw their samples side by side."""
-
-    smoke: ClassVar[dict[str, Any]] = {"dataset": "digits", "seeds": 2}
-    replaced: ClassVar[Mapping[str, str]] = REPLACED
-
-    dataset: Literal["auto", "mnist", "digits"] = "auto"
-    """Images; auto takes MNIST where it can be had, else scikit-learn's digits, with a warning."""
-    script: Annotated[str, tyro.conf.Fixed] = SCRIPT
-    """The script of every run."""
-    seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1
-    """Seeds of every model: how many from --seed on, the same for all, or a list."""
-    processes: Annotated[int, Ge(1)] | None = None
-    """Trainings at a time; none means one a core on a CPU (faster than more threads each) and one on a GPU."""
-
-    @property
-    def models(self) -> dict[str, Arm]:
-        """The models by name."""
-        return {arm.name: arm for group in groups_of(self) for arm in group}
-
-    @property
-    def pairs(self) -> dict[str, tuple[str, str]]:
-        """The claims: the two models whose figures are subtracted, by the claim's name."""
-        return pairs_of(self, groups_of(self))
-
-    def check(self) -> None:
-        """Raises UsageError for a study without models, with unknown settings, or with claims about none of them."""
-        if not self.arms and not self.grids:
-            raise UsageError("a study needs arms: give a preset, --config configs/vae/sweeps/study_reference.yaml")
-        if self.script != SCRIPT:
-            raise UsageError(f"script {self.script}: a study is of {SCRIPT}; use python -m common.sweep")
-        models = self.models
-        seeds = seeds_of(self, self.seed)
-        if self.pairs and len(seeds) < 2:
-            raise UsageError(f"--seeds {self.seeds} with comparisons: an interval needs at least 2 seeds")
-        for name, arm in models.items():
-            if taken := SHARED & arm.settings.keys():
-                raise UsageError(f"arms: {name}: {min(taken)} is not for an arm to set; it is an option of the study")
-            try:
-                self.model_settings(arm).check()
-            except UsageError as error:
-                raise UsageError(f"arms: {name}: {error}") from None
-        if len({self.model_settings(arm).generated for arm in models.values()}) > 1:
-            raise UsageError("arms: all need the same generated: FID depends on the number of images")
-
-    def job_settings(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Returns the settings that a run of a model is started with, without those of this machine."""
-        chosen = dict(arm.settings)
-        if self.smoke_test:
-            chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
-        passed: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "dataset")}
-        return {**chosen, **passed, "seed": seed}
-
-    def model_settings(self, arm: Arm) -> Settings:
-        """Returns the settings of one model with the first seed, as vae/train.py resolves them."""
-        return cli.from_mapping(Settings, self.job_settings(arm, seeds_of(self, self.seed)[0]))
 
 
 def main(settings: StudySettings) -> None:
@@ -120,7 +58,7 @@ def main(settings: StudySettings) -> None:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
         return
-    run.require_same_images(dataset.record())
+    run.require_same_dataset(dataset.record())
     models = {name: settings.model_settings(arm) for name, arm in settings.models.items()}
 
     say(f"1/3 the classifier that judges samples of {dataset.caption}")
@@ -228,20 +166,6 @@ def tables(
         caption = f"Differences seed by seed ({seeds}), mean and 95 % bootstrap interval; {BOLD}."
         result.append(comparison.interval_table(gains, columns, caption, heading="claim"))
     return result
-
-
-def described(config: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Sequence[str]]] | None:
-    """Returns every model's own settings and every claim's two models from a study's config.yaml, old or new.
-
-    None for the settings of something else.
-    """
-    if "models" in config:
-        return dict(config["models"]), dict(config["claims"])
-    if "comparisons" not in config:
-        return None
-    file = SweepFile(**{field.name: config[field.name] for field in dataclasses.fields(SweepFile)})
-    groups = groups_of(file)
-    return {arm.name: arm.settings for group in groups for arm in group}, dict(pairs_of(file, groups))
 
 
 if __name__ == "__main__":

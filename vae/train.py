@@ -43,7 +43,7 @@ def main(settings: Settings) -> None:
         say(f"{run.path} is complete; nothing is left to do")
         print(run.path)
         return
-    run.require_same_images(dataset.record())
+    run.require_same_dataset(dataset.record())
     seen = objective.as_seen(dataset, settings.likelihood)
     prior, (prior_mean, prior_std) = settings.prior_on(device), settings.prior_parameters
 

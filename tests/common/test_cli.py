@@ -1,5 +1,6 @@
 """Settings: who wins, what is refused, and how it is told."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+import tyro
 import yaml
 from annotated_types import Ge, Interval
 
@@ -20,6 +22,7 @@ class Settings(cli.RunSettings):
     """A task's settings."""
 
     smoke: ClassVar[dict[str, Any]] = {"epochs": 1, "dataset": "digits"}
+    replaced: ClassVar[dict[str, str]] = {"passes": "epochs", "lr": "rate"}
 
     dataset: Literal["auto", "digits"] = "auto"
     epochs: Annotated[int, Ge(1)] = 10
@@ -27,6 +30,13 @@ class Settings(cli.RunSettings):
     rate: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     target: Annotated[float, Ge(0)] | None = None
     flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Aliased(cli.RunSettings):
+    """Settings with another name for an option on the command line."""
+
+    discount: Annotated[float, Interval(ge=0, lt=1), tyro.conf.arg(aliases=["--gamma"])] = 0.99
 
 
 def preset(folder: Path, text: str) -> str:
@@ -173,6 +183,75 @@ def test_bugs_keep_their_traceback() -> None:
         cli.run(failing(ZeroDivisionError()), Settings, [])
 
 
+def test_an_alias_is_the_same_option(tmp_path: Path) -> None:
+    assert cli.parse(Aliased, ["--gamma", "0.5"]).discount == 0.5
+    path = preset(tmp_path, "discount: 0.9\n")
+    assert cli.parse(Aliased, ["--config", path]).discount == 0.9
+    assert cli.parse(Aliased, ["--config", path, "--gamma=0.5"]).discount == 0.5
+    (tmp_path / "config.yaml").write_text(cli.to_yaml(Aliased(discount=0.9)))
+    assert cli.parse(Aliased, ["--resume", str(tmp_path), "--gamma", "0.9"]).discount == 0.9
+    with pytest.raises(UsageError, match=r"--discount 0\.5 beside --resume: the run was started with 0\.9"):
+        cli.parse(Aliased, ["--resume", str(tmp_path), "--gamma", "0.5"])
+    for typed, told in (
+        (["--gamma", "2"], "--discount 2.0: "),
+        (["--gamma", "x"], "'x' .expected --(discount|gamma) "),
+    ):
+        with pytest.raises(UsageError, match=told):
+            cli.parse(Aliased, typed)
+    with pytest.raises(UsageError, match="unknown setting 'gamma'"):  # in a mapping, a setting has one name
+        cli.from_mapping(Aliased, {"gamma": 0.5})
+
+
+def test_a_mapping_gives_the_settings_of_a_preset_without_a_command_line() -> None:
+    settings = cli.from_mapping(Settings, {"epochs": 3, "rate": "1e-3", "results_dir": "there"})
+    assert settings == Settings(epochs=3, rate=1e-3, results_dir=Path("there"))
+    assert cli.from_mapping(Settings, {"smoke_test": True}).epochs == 1
+    assert cli.from_mapping(Settings, {"smoke_test": True, "epochs": 3}).epochs == 3
+    for values, told in (
+        ({"epochs": 0}, "arm a: --epochs 0: input should be"),
+        ({"epoch": 3}, "arm a: unknown setting 'epoch'"),
+        ({"config": "x.yaml"}, "arm a: config belongs on the command line"),
+        (
+            {"passes": 3, "lr": 1},
+            "arm a: has the keys of an older version: passes is now called epochs, lr is now called",
+        ),
+    ):
+        with pytest.raises(UsageError, match=told):
+            cli.from_mapping(Settings, values, "arm a")
+
+
+def test_a_preset_that_moved_is_found_in_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweeps").mkdir()
+    now = preset(tmp_path / "sweeps", "epochs: 5\n")
+    assert cli.parse(Settings, ["--config", str(tmp_path / "preset.yaml")]).epochs == 5
+    assert capsys.readouterr().err == f"{tmp_path / 'preset.yaml'} lies in {now} now\n"
+
+
+def test_a_misspelt_option_is_told_the_right_one() -> None:
+    with pytest.raises(UsageError, match=r"unrecognized options: --epoch 3 \(did you mean --epochs\?\); see --help"):
+        cli.parse(Settings, ["--epoch", "3"])
+
+
+def test_tyros_own_message_stands_in_where_its_hook_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._on_parse_error is tyro._errors.on_parse_error  # the installed tyro has it
+    monkeypatch.setattr(cli, "_on_parse_error", lambda hook: contextlib.nullcontext())
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Settings, ["--epochs", "x"])
+    assert stop.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_help_is_shown_and_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda settings: None, Settings, ["--help"])
+    assert not stop.value.code
+    assert "Passes over the data." in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_help_shows_the_field_comments() -> None:
     wide = {**os.environ, "COLUMNS": "110"}  # pytest's workers say 80
     command = [sys.executable, "pruning/run.py", "--help"]

@@ -42,6 +42,7 @@ def test_arms_of_different_length_are_refused() -> None:
         stats.paired_difference([1.0, 2.0], [1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "coverage"), [(2, 0.5), (3, 0.75), (5, 0.835)])
 def test_coverage_for_few_seeds_is_what_the_docstring_says(seeds: int, coverage: float) -> None:
     """Of 95 % percentile intervals over so few normal values, this share contains the mean."""

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common import cli
+from common import cli, stats
 from common.errors import RunError, UsageError
-from common.stats import Interval
-from rl.compare import Comparison, main, reading
+from rl.compare import Arm, Comparison, main, paired, tables
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 
@@ -25,6 +24,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "rl" / icm for icm in ("none", "single")]
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(Comparison(tuple(arms), tmp_path / "out"))
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
@@ -41,6 +41,7 @@ def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys
     assert (tmp_path / "out" / "figures" / "returns.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(arms[1], other)
@@ -74,7 +75,39 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_difference_in_words() -> None:
-    gains = [Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0), Interval(2.0, -1.0, 3.0), Interval(2.0, 2.0, 2.0)]
-    assert [reading(gain) for gain in gains] == ["better", "worse", "nothing shown", "nothing shown"]
-    assert reading(Interval(2.0, 1.0, 3.0, values=4)) == "too few seeds"
+def finished(name: str, returns: list[float], parameters: int) -> Arm:
+    """A finished run as `read` returns it."""
+    metrics = {"env_id": "Hopper-v4", "reward": "dense", "seeds": list(range(5)), "env_steps": 100_000}
+    metrics |= {"evaluations_averaged": 2, "eval_returns": returns, "curiosity_parameters": parameters}
+    return Arm(name, {}, metrics, [], [])
+
+
+def test_the_tables_say_what_was_found_and_what_that_allows_to_say() -> None:
+    plain = finished("none", [100.0, 200.0, 300.0, 400.0, 500.0], 0)
+    curious = finished("single", [190.0, 310.0, 390.0, 500.0, 590.0], 12_345)
+    arms, differences = tables([plain, curious])
+    assert arms.caption.startswith(
+        "Hopper-v4, dense reward, 5 seeds × 100,000 steps; return of the policy without noise"
+    )
+    assert list(arms.head) == [
+        "arm",
+        "mean return",
+        "interquartile mean",
+        "seeds",
+        "parameters of the curiosity module",
+    ]
+    middle = stats.interquartile_mean([100.0, 200.0, 300.0, 400.0, 500.0])
+    assert arms.rows[0] == [
+        "none",
+        str(stats.mean([100, 200, 300, 400, 500])),
+        str(middle),
+        "100, 200, 300, 400, 500",
+        "0",
+    ]
+    assert arms.rows[1][-1] == "12,345"
+    gain = stats.mean([90.0, 110.0, 90.0, 100.0, 90.0])
+    chance = stats.probability_of_improvement([curious.metrics["eval_returns"]], [plain.metrics["eval_returns"]])
+    assert list(differences.head) == ["difference, paired by seed", "mean return", "so", "probability of improvement"]
+    assert differences.rows == [["single − none", f"**{gain.text(signed=True)}**", "better", str(chance)]]
+    assert paired([plain, curious]) == {"single − none": gain}
+    assert tables([curious, plain])[1].rows[0][2] == "worse"

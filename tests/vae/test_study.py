@@ -1,5 +1,6 @@
 """Several models and seeds in one go: the tables, the sheet, going on after a failure, and bad input."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,15 +11,18 @@ import pytest
 import yaml
 
 from common import cli
-from vae.study import StudySettings, compare, main
+from common.sweep.file import groups_of, read
+from vae.study import COLUMNS, COMPARED, compare, main, tables
+from vae.study_settings import StudySettings, described
 
 STUDY: dict[str, Any] = {
+    "script": "vae/train.py",
     "dataset": "digits",
     "seeds": 2,
     "processes": 2,
-    "everywhere": {"arch": "fc", "hidden": [16], "epochs": 1, "batch_size": 64, "generated": 100, "nll_samples": 2},
-    "models": {"plain": {"latent": 2}, "beta": {"latent": 2, "beta": 4}},
-    "claims": {"β-VAE − VAE": ["beta", "plain"]},
+    "shared": {"arch": "fc", "hidden": [16], "epochs": 1, "batch_size": 64, "generated": 100, "nll_samples": 2},
+    "arms": {"plain": {"latent": 2}, "beta": {"latent": 2, "beta": 4}},
+    "comparisons": {"β-VAE − VAE": ["beta", "plain"]},
 }
 
 
@@ -36,6 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
     return folder / "vae" / "s"
 
 
+@pytest.mark.slow
 def test_runs_all_models_and_seeds(study: Path) -> None:
     runs = sorted(path.parent.name for path in study.glob("runs/vae/*/metrics.json"))
     assert runs == ["beta-seed0", "beta-seed1", "plain-seed0", "plain-seed1"]
@@ -49,6 +54,7 @@ def test_runs_all_models_and_seeds(study: Path) -> None:
     assert len(digests) == 1  # one judge for all
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_runs(study: Path) -> None:
     metrics = json.loads((study / "metrics.json").read_text())
     for model in ("plain", "beta"):
@@ -65,6 +71,7 @@ def test_metrics_are_those_of_the_runs(study: Path) -> None:
     assert {path.name for path in (study / "figures").iterdir()} == {"samples.png", "claims.png"}
 
 
+@pytest.mark.slow
 def test_resume_runs_only_what_is_missing(study: Path, tmp_path: Path, own_cache: None) -> None:
     shutil.copytree(study, tmp_path / "s")
     before = (study / "metrics.json").read_text()
@@ -77,6 +84,7 @@ def test_resume_runs_only_what_is_missing(study: Path, tmp_path: Path, own_cache
     assert json.loads((tmp_path / "s" / "metrics.json").read_text())["models"] == json.loads(before)["models"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["[]", "{}", '{"elbo": "x"}', "{"])
 def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(study, tmp_path / "s")
@@ -87,24 +95,44 @@ def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys:
     assert "beta-seed1/metrics.json: damaged" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_differences_are_first_minus_second() -> None:
-    one = {key: [3.0, 5.0] for key in ("fid", "elbo", "nll", "fid_mixture", "coverage")}
-    other = {key: [1.0, 2.0] for key in one}
-    assert compare(one, other)["elbo"]["estimate"] == 2.5
+def test_differences_are_first_minus_second_seed_by_seed() -> None:
+    keys = ("fid", "elbo", "nll", "fid_mixture", "coverage")
+    models = {"one": {key: [3.0, 5.0] for key in keys}, "other": {key: [1.0, 2.0] for key in keys}}
+    claims = compare(models, [4, 5], {"claim": ("one", "other")})
+    assert list(claims["claim"]) == list(keys)
+    assert claims["claim"]["elbo"] == {"estimate": 2.5, "low": 2.0, "high": 3.0, "values": 2}
+
+
+def test_tables_of_what_metrics_json_holds() -> None:
+    models = {"plain": {key: [1.0, 2.5] for key in COLUMNS}}
+    gain = {"estimate": -1.0, "low": -2.0, "high": -0.5, "values": 5}
+    means, claims = tables(models, {"b − a": {key: gain for key in COMPARED}})
+    assert means.caption == "Means over 2 seeds, nats an image; evaluated on the test images at β = 1."
+    head = "model | ELBO | NLL ≤ | reconstruction | KL | FID | FID, mixture | density | coverage"
+    assert list(means.head) == head.split(" | ")
+    assert means.rows == [["plain", *["1.75"] * 6, "1.750", "1.750"]]
+    assert list(claims.head) == ["claim", "FID", "ELBO", "NLL ≤", "FID, mixture", "coverage"]
+    assert claims.rows == [["b − a", *["**−1.0 [−2.0, −0.5]**"] * 5]]
+    assert len(tables(models, {})) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"models": {}}, "needs models"),
-        ({"models": {"a": {"latent": 0}}, "claims": {}}, "--latent 0"),
-        ({"models": {"a": {"latents": 2}}, "claims": {}}, "a: latents"),
-        ({"claims": {"c": ["beta", "other"]}}, "no model is named other"),
+        ({"arms": {}}, "needs arms"),
+        ({"arms": {"a": {"latent": 0}}, "comparisons": {}}, "arms: a: --latent 0"),
+        ({"arms": {"a": {"latents": 2}}, "comparisons": {}}, "arms: a: unknown setting 'latents'"),
+        ({"comparisons": {"c": ["beta", "other"]}}, "no arm is called other"),
         ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": [3, 3]}, "the same seed twice"),
         ({"seeds": 1}, "at least 2 seeds"),
-        ({"everywhere": {"seed": 3}}, "seed is not for a model to set"),
-        ({"models": {"a": {"generated": 100}, "b": {"generated": 200}}, "claims": {}}, "the same generated"),
-        ({"models": {"a/b": {"latent": 2}}, "claims": {}}, "a/b"),
+        ({"shared": {"seed": 3}}, "seed is not for an arm to set"),
+        ({"shared": {"device": "cpu"}}, "device is not for an arm to set"),
+        ({"arms": {"a": {"generated": 100}, "b": {"generated": 200}}, "comparisons": {}}, "the same generated"),
+        ({"arms": {"a/b": {"latent": 2}}, "comparisons": {}}, "a/b"),
+        ({"script": "pruning/run.py"}, "script pruning/run.py: a study is of vae/train.py"),
+        ({"baseline": "other"}, "baseline other: no such arm"),
+        ({"everywhere": {}, "models": {}}, "everywhere is now called shared, models is now called arms"),
     ],
 )
 def test_bad_studies_are_told(
@@ -117,8 +145,58 @@ def test_bad_studies_are_told(
     assert not (tmp_path / "vae").exists()
 
 
-def test_every_study_preset_is_accepted() -> None:
-    presets = [path for path in Path("configs/vae").glob("*.yaml") if "models" in yaml.safe_load(path.read_text())]
-    assert len(presets) == 2
-    for path in presets:
-        cli.parse(StudySettings, ["--config", str(path)]).check()
+def test_an_old_study_is_refused_with_what_replaced_its_keys(
+    tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
+    old = {"seeds": 5, "everywhere": {"epochs": 4}, "models": {"a": {"arch": "fc"}}, "claims": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    status, line = refused(main, StudySettings, ["--resume", str(tmp_path)])
+    assert status == 2
+    for told in ("everywhere is now called shared", "models is now called arms", "claims is now called comparisons"):
+        assert told in line
+
+
+def test_seeds_from_seed_on_or_a_list(tmp_path: Path) -> None:
+    settings = cli.parse(StudySettings, ["--config", preset(tmp_path), "--seed", "4"])
+    assert settings.model_settings(settings.models["plain"]).seed == 4
+    settings = cli.parse(StudySettings, ["--config", preset(tmp_path), "--seeds", "7", "3"])
+    assert settings.seeds == [7, 3]
+    assert settings.model_settings(settings.models["plain"]).seed == 7
+    again = tmp_path / "again.yaml"
+    again.write_text(cli.to_yaml(settings))
+    assert dataclasses.replace(cli.parse(StudySettings, ["--config", str(again)]), config=settings.config) == settings
+
+
+def test_models_from_a_grid_against_a_baseline(tmp_path: Path) -> None:
+    changes = {"arms": {"plain": {"latent": 2}}, "grids": [{"latent": 2, "beta": [2, 4]}], "baseline": "plain"}
+    path = preset(tmp_path, **changes, comparisons={"4 − 2": ["beta4", "beta2"]})
+    settings = cli.parse(StudySettings, ["--config", path])
+    settings.check()
+    assert list(settings.models) == ["plain", "beta2", "beta4"]
+    pairs = {"beta2": ("beta2", "plain"), "beta4": ("beta4", "plain"), "4 − 2": ("beta4", "beta2")}
+    assert settings.pairs == pairs
+    found = described(yaml.safe_load(cli.to_yaml(settings)))
+    assert found is not None
+    assert list(found[0]) == ["plain", "beta2", "beta4"]
+    assert {claim: tuple(pair) for claim, pair in found[1].items()} == pairs
+
+
+def test_what_a_config_describes_in_either_form() -> None:
+    old = described({"models": {"a": {"beta": 4}}, "claims": {"c": ["a", "a"]}, "everywhere": {}})
+    assert old == ({"a": {"beta": 4}}, {"c": ["a", "a"]})
+    assert described({"arch": "fc"}) is None
+    assert described({"comparisons": {}, "arms": 3}) is None  # damaged
+
+
+def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sorted(Path("configs/vae/sweeps").glob("study_*.yaml"))
+    assert len(paths) == 2
+    for path in paths:
+        settings = cli.parse(StudySettings, ["--config", str(path)])
+        settings.check()
+        assert dict(settings.models) == {arm.name: arm for group in groups_of(read(path)) for arm in group}
+        assert capsys.readouterr().err == ""
+        before = Path("configs/vae") / path.name
+        moved = cli.parse(StudySettings, ["--config", str(before)])
+        assert capsys.readouterr().err == f"{before} lies in {path} now\n"
+        assert moved.arms == settings.arms
