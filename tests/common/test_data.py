@@ -280,3 +280,22 @@ def test_fit_shape_keeps_what_fits() -> None:
     grown = data.fit_shape(torch.full((2, 1, 8, 8), 77, dtype=torch.uint8), (3, 32, 32))
     assert grown.shape == (2, 3, 32, 32)
     assert (grown == 77).all()
+
+
+def test_no_more_images_than_asked_for() -> None:
+    def digits(max_images: int | None) -> data.Dataset:
+        return data.load(
+            "digits", task_default="digits", shape=(1, 8, 8), data_dir=None, device=CPU, max_images=max_images
+        )
+
+    whole, some, again = digits(None), digits(1000), digits(1000)
+    share = 1000 / 1797
+    for part in ("train", "validation", "test"):
+        fewer = getattr(some, part)
+        assert len(fewer) == round(share * len(getattr(whole, part)))
+        assert torch.equal(fewer.images, getattr(again, part).images)
+    assert some.record()["of"] == 1797
+    assert some.caption.endswith("1,000 of 1,797 images")
+    enough = digits(1797)
+    assert enough.record() == whole.record()
+    assert torch.equal(enough.train.images, whole.train.images)
