@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Mapping
@@ -30,8 +31,16 @@ class FigureFile:
         """
         if self.box is None:
             return self.path.read_bytes()
-        with Image.open(self.path) as sheet:
-            return _png_bytes(sheet.crop(self.box))
+        buffer = io.BytesIO()
+        _opened(self.path, self.path.stat().st_mtime_ns).crop(self.box).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=1)  # the figures of a sheet are read one after another
+def _opened(sheet: Path, modified: int) -> Image.Image:
+    with Image.open(sheet) as image:
+        image.load()
+        return image.copy()
 
 
 def figures_in(folder: Path) -> dict[str, FigureFile]:
