@@ -263,7 +263,7 @@ def _what_is_wrong(event: Any, known: Sequence[str]) -> str:
     argument = getattr(event, "argument", None)
     if argument is None:
         return "the command line makes no sense"
-    name, expected = argument.lowered.name_or_flags[0], argument.lowered.metavar
+    name, expected = "/".join(argument.lowered.name_or_flags), argument.lowered.metavar
     match kind:
         case "InvalidChoice":
             return f"{name} {event.value}: choose one of {', '.join(event.choices)}"
