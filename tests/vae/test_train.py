@@ -309,14 +309,15 @@ def test_every_preset_is_accepted() -> None:
 
 
 @pytest.mark.slow
-def test_the_plain_formulas_give_the_same_model(smoke: Path, tmp_path: Path) -> None:
-    """The whole smoke test without a fast twin: rounding apart, so a little apart after training."""
+def test_the_plain_formulas_train_the_same_model(smoke: Path, tmp_path: Path) -> None:
+    """The smoke test without a fast twin: the same first epoch to rounding, which training then amplifies."""
     arguments = ["--config", str(smoke / "config.yaml"), "--results-dir", str(tmp_path), "--run-name", "plain"]
     train(*arguments, env={**os.environ, "TRILAB_PLAIN": "1"})
-    plain, fast = metrics_of(tmp_path / "vae" / "plain"), metrics_of(smoke)
-    assert plain["elbo"] != fast["elbo"]  # the switch was on
-    for key in ("elbo", "reconstruction", "nll"):
-        assert plain[key] == pytest.approx(fast[key], rel=0.01)
-    assert plain["kl"] == pytest.approx(fast["kl"], rel=0.05)
-    weights = [load_weights(run / "checkpoints" / "vae.safetensors") for run in (tmp_path / "vae" / "plain", smoke)]
+    plain, fast = tmp_path / "vae" / "plain", smoke
+    first_rows = [next(csv.DictReader((run / "history.csv").open())) for run in (plain, fast)]
+    for key in ("loss/train", "reconstruction/train", "kl/train", "elbo/validation"):
+        assert float(first_rows[0][key]) == pytest.approx(float(first_rows[1][key]), rel=0.01)
+    weights = [load_weights(run / "checkpoints" / "vae.safetensors") for run in (plain, fast)]
     assert weights[0].keys() == weights[1].keys()
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])  # the switch was on
+    assert metrics_of(plain)["elbo"] == pytest.approx(metrics_of(fast)["elbo"], rel=0.03)
