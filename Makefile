@@ -32,7 +32,7 @@ demo: .venv/installed ## a short run of each experiment, and the page that shows
 	@$(BIN)/python -m common.report results/demo
 	@echo
 	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
-	@echo "Next, the whole experiments (40, 8 and about 30 minutes on 2 cores):"
+	@echo "Next, the whole experiments (about 40, 8 and 16 minutes on 2 cores):"
 	@echo "  $(BIN)/python pruning/run.py"
 	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
 	@echo "  $(BIN)/python rl/train_sac_icm.py --icm stacked"

@@ -246,8 +246,10 @@ def _parse_command_line(
     def refuse(event: Any) -> None:
         raise UsageError(f"{_what_is_wrong(event, known)}; see --help")
 
+    started_as = getattr(sys.modules["__main__"], "__spec__", None)  # None for a script, a module's for python -m
+    prog = f"python -m {started_as.name.removesuffix('.__main__')}" if started_as is not None else None
     with _on_parse_error(refuse):
-        options: Options = tyro.cli(options_class, args=list(argv), default=default)
+        options: Options = tyro.cli(options_class, prog=prog, args=list(argv), default=default)
     return options
 
 

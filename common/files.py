@@ -97,7 +97,7 @@ def moved_to_sweeps(path: Path) -> Path:
     now = path.parent / "sweeps" / path.name
     if path.exists() or not now.exists():
         return path
-    print(f"{path} lies in {now} now", file=sys.stderr, flush=True)
+    print(f"{path} has moved to {now}", file=sys.stderr, flush=True)
     return now
 
 

@@ -107,7 +107,9 @@ def read(run: Folder) -> Arm:
         return Arm(run.path.name, settings, metrics, history["step"], curves)
     except FileNotFoundError as error:
         raise RunError(f"{run.path}: no finished run ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except KeyError as error:
+        raise RunError(f"{run.path}: damaged or cut short: its history or its metrics lack {error}") from None
+    except (OSError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
 
 

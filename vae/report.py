@@ -79,9 +79,9 @@ class Study:
 
 
 BETA = "VAE: the β-VAE is “significantly better” than the VAE under N(1, 2²)"
-PRIORS = "VAE: N(0, 1) and N(1, 2²) as priors; the report names no better one"
+PRIORS = "VAE: N(0, 1) and N(1, 2²) as priors; the original report names no better one"
 CONTROL = "Our control: both priors from the same start"
-COMMAND = "python vae/study.py --config configs/vae/study_claims.yaml"
+COMMAND = "python vae/study.py --config configs/vae/sweeps/study_claims.yaml"
 KEPT_METRICS = ("classifier",)  # records of metrics.json that a compact folder of runs keeps
 
 

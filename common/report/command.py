@@ -48,6 +48,8 @@ def main(options: Report) -> None:
     if output.is_dir():
         raise UsageError(f"--output {output}: a folder; name the file to write")
     folders = find(options.results)
+    if not folders:
+        say(f"warning: {options.results} holds no runs")
     tasks = task_sections(folders)  # before the overview: these look into the runs, and may find some damaged
     linked = {details.link for section in tasks for details in details_in(section.blocks)}
     sections = [answers(tasks, folders), overview(folders), *tasks, *sweeps(options.results), index(folders, linked)]

@@ -118,7 +118,10 @@ def read(folder: Path) -> list[Row]:
     if not head or head[0] != "name" or len(set(head)) < len(head):
         raise ValueError(f"{TABLE}: the head must begin with 'name' and name every column once")
     seen: set[str] = set()
-    return [_row(head, cells, number, shared, seen) for number, cells in enumerate(lines, 2) if cells]
+    rows = [_row(head, cells, number, shared, seen) for number, cells in enumerate(lines, 2) if cells]
+    if rows and not (folder / TABLE).read_bytes().endswith(b"\n"):  # a number that lost its last digits is a number too
+        rows[-1] = Row(rows[-1].name, {}, {}, f"{TABLE}: cut off in its last line; runs after it may be missing")
+    return rows
 
 
 def _read_lines(path: Path) -> list[list[str]]:

@@ -224,7 +224,7 @@ def test_a_preset_that_moved_is_found_in_sweeps(tmp_path: Path, capsys: pytest.C
     (tmp_path / "sweeps").mkdir()
     now = preset(tmp_path / "sweeps", "epochs: 5\n")
     assert cli.parse(Settings, ["--config", str(tmp_path / "preset.yaml")]).epochs == 5
-    assert capsys.readouterr().err == f"{tmp_path / 'preset.yaml'} lies in {now} now\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'preset.yaml'} has moved to {now}\n"
 
 
 def test_a_misspelt_option_is_told_the_right_one() -> None:

@@ -198,5 +198,5 @@ def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.Captu
         assert capsys.readouterr().err == ""
         before = Path("configs/vae") / path.name
         moved = cli.parse(StudySettings, ["--config", str(before)])
-        assert capsys.readouterr().err == f"{before} lies in {path} now\n"
+        assert capsys.readouterr().err == f"{before} has moved to {path}\n"
         assert moved.arms == settings.arms

@@ -66,7 +66,7 @@ def test_claims_that_no_run_tests_say_how_to_test_them(tmp_path: Path) -> None:
     main(Report(tmp_path, output=tmp_path / "page.html"))
     text = " ".join(text_of(tmp_path / "page.html").split())
     assert text.count("not measured here") == 4
-    assert "run python vae/study.py --config configs/vae/study_claims.yaml" in text
+    assert "run python vae/study.py --config configs/vae/sweeps/study_claims.yaml" in text
 
 
 def test_a_claim_is_judged_by_its_interval_only(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_number_that_is_none_comes_back_as_such(tmp_path: Path) -> None:
         ("runs.csv", "name,elbo\n,1\n", "'' is no name for a run"),
         ("runs.csv", "name,elbo\n../../x,1\n", "'../../x' is no name for a run"),
         ("runs.csv", "name,of,of/n\na,1,2\n", "of/n has no place"),
+        ("runs.csv", "name,elbo\na,12\nb,3", "cut off in its last line"),
     ],
 )
 def test_damage_is_told_once_and_the_rest_is_shown(

@@ -68,7 +68,7 @@ def test_a_file_that_moved_is_found_in_sweeps(
     (tmp_path / "sweeps").mkdir()
     sweep.file.rename(tmp_path / "sweeps" / sweep.file.name)
     assert read(sweep.file) == expected
-    assert capsys.readouterr().err == f"{sweep.file} lies in {tmp_path / 'sweeps' / sweep.file.name} now\n"
+    assert capsys.readouterr().err == f"{sweep.file} has moved to {tmp_path / 'sweeps' / sweep.file.name}\n"
 
 
 def test_the_older_form_of_a_study_is_refused_with_what_replaced_it(tmp_path: Path) -> None:
