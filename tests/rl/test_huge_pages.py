@@ -17,6 +17,7 @@ print(all(tensor.data_ptr() % 4096 == 0 for tensor in tensors))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux has them")
+@pytest.mark.slow  # two processes that import torch
 @pytest.mark.parametrize(("pages", "on_a_page"), [("huge", "True"), ("ordinary", "False")])
 def test_large_tensors_of_sac_lie_on_pages_of_their_own(pages: str, on_a_page: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
