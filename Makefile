@@ -27,7 +27,7 @@ HALF := $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) + 1) / 2 )))
 QUICK = --config configs/$(1)/quick.yaml --results-dir results/demo --threads $(HALF) 2>&1 \
 	| stdbuf -oL tr '\r' '\n' | sed -u 's/^/$(1) | /'
 
-demo: .venv/installed ## a short run of each experiment, and the page that shows what came out: about 4 minutes
+demo: .venv/installed ## a short run of each experiment, and the page that shows what came out: about 5 minutes
 	@$(MAKE) --no-print-directory --jobs 2 demo-pruning demo-vae-rl
 	@$(BIN)/python -m common.report results/demo
 	@echo

@@ -114,6 +114,9 @@ def claim(seeds: Arm, main: Run) -> Claim:
     means = {figure: mean(seeds, figure, 100) for figure in STAGES}
     kept = mean(seeds, "conv_weights_kept").estimate
     measured = " → ".join(f"{of.estimate:.2f}" for of in means.values()) + f" % with {percent(kept)} of the weights"
+    images = main.metrics.dataset
+    if "of" in images:  # --max-images: a quick look is no repetition of the report
+        measured += f", on {images.get('images', 0):,} of {images['of']:,} images"
     several = len(seeds) > 1
     return Claim(
         CLAIM,
