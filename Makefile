@@ -32,7 +32,7 @@ demo: .venv/installed ## a short run of each experiment, and the page that shows
 	@$(BIN)/python -m common.report results/demo
 	@echo
 	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
-	@echo "Next, the whole experiments (about 40, 8 and 16 minutes on 2 cores):"
+	@echo "Next, the whole experiments (on 2 cores about 40 minutes, 8 minutes, and 100,000 steps at about 107 a second):"
 	@echo "  $(BIN)/python pruning/run.py"
 	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
 	@echo "  $(BIN)/python rl/train_sac_icm.py --icm stacked"
@@ -50,7 +50,7 @@ report: .venv/installed ## the report page of the committed reference results: r
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test: .venv/installed-dev ## the tests to run after each change: under 2 minutes on 2 cores
+test: .venv/installed-dev ## the tests to run after each change: about 2 minutes on 2 cores
 	$(PYTEST) -m "not slow and not cluster and not browser and not real_data"
 
 test-all: .venv/installed-dev ## every test; those on real data run when DATA_DIR or ../shared/data is there

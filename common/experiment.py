@@ -28,6 +28,7 @@ from common.device import peak_memory, resolve_precision
 from common.errors import RunError
 from common.files import git_commit, load_weights, read_metrics, save_weights, write_atomically
 from common.plotting import png_bytes
+from common.tables import as_csv
 
 T = TypeVar("T")
 
@@ -135,9 +136,8 @@ class Run:
         if not path.exists():
             self._forget_from(path.name)
             save_weights(path, compute())
-            (self.checkpoints / f"{name}.state.pt").unlink(
-                missing_ok=True
-            )  # the training's own checkpoint is not needed any more
+            # The training's own checkpoint is not needed any more.
+            (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)
         if path.name not in self._memory:
             self._memory[path.name] = True
             self._remember()
@@ -175,7 +175,7 @@ class Run:
         self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
         write_atomically(self.checkpoints / "progress.json", json.dumps(self._memory, indent=1).encode())
 
-    # -- logs and figures -------------------------------------------------------------------------------------------
+    # -- logs and figures ---------------------------------------------------------------------------------------------
 
     def log(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
         """Adds a row to history.csv and the scalars to TensorBoard as `<stage>/<name>`."""
@@ -269,12 +269,7 @@ class Run:
         return rows
 
     def _write_history(self) -> None:
-        columns = dict.fromkeys(name for row in self._history for name in row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._history)
-        write_atomically(self.path / "history.csv", text.getvalue().encode())
+        write_atomically(self.path / "history.csv", as_csv(self._history).encode())
 
 
 def say(message: str) -> None:

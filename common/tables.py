@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from common.stats import FEWEST, Interval
 
@@ -23,6 +26,16 @@ class Table:
         """Returns the table as Markdown, its caption above."""
         lines = [*([self.caption, ""] if self.caption else []), _line(self.head), "|" + "---|" * len(self.head)]
         return "\n".join([*lines, *map(_line, self.rows)]) + "\n"
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Returns a CSV file; `columns` are by default all that any row has, in order; a missing cell is empty."""
+    text = io.StringIO()
+    names = columns if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def parse(markdown: str) -> list[Table]:

@@ -144,8 +144,8 @@ def place(accuracy: Interval, said: float) -> str:
     if said - 1 <= low and high <= said + 1:
         return "within 1 point"
     if low > said:
-        return f"{accuracy.estimate - said:.0f} points above"
-    return f"{said - accuracy.estimate:.0f} points below" if high < said else "open"
+        return f"{counted(round(accuracy.estimate - said), 'point')} above"
+    return f"{counted(round(said - accuracy.estimate), 'point')} below" if high < said else "open"
 
 
 def said_and_measured(run: Run) -> Table:

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from common import tables
+
 TABLE, SHARED, CURVES = "runs.csv", "settings.yaml", "curves.csv"
 SETTING = "settings/"  # stands before a setting's name in the head of runs.csv
 Record = dict[str, Any]
@@ -59,13 +61,9 @@ def written(rows: Sequence[Row]) -> dict[str, bytes]:
 
 def as_csv(lines: Sequence[Mapping[str, Any]]) -> bytes:
     """Returns a CSV file with every column that any of the lines has."""
-    text = io.StringIO()
     columns = dict.fromkeys(column for line in lines for column in line)
     ordered = sorted(columns, key=lambda column: (column != "name", not column.startswith(SETTING)))
-    writer = csv.DictWriter(text, ordered, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().encode()
+    return tables.as_csv(lines, ordered).encode()
 
 
 def _shared(records: Sequence[Record]) -> Record:

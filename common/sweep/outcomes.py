@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from common.experiment import say
 from common.files import read_metrics, write_atomically
 from common.sweep.file import Arm, SweepFile, run_name
 from common.sweep.jobs import Work
-from common.tables import BOLD, Table
+from common.tables import BOLD, Table, as_csv
 
 OF_THE_MACHINE = ("threads", "seconds", "peak_memory_bytes")  # figures in metrics.json that are no result
 
@@ -33,7 +31,7 @@ def tabulate(work: Work, everything: Sequence[Arm], seeds: Sequence[int], file: 
     """Writes table.csv and table.md of the runs as they stand, and returns the text of table.md."""
     outcomes = [outcome(work, arm, seed) for arm in everything for seed in seeds]
     columns = file.columns or shared_numbers(outcomes)
-    write_atomically(work.results_dir / "table.csv", as_csv(outcomes, columns).encode())
+    write_atomically(work.results_dir / "table.csv", as_csv(run_rows(outcomes, columns)).encode())
     text = "\n".join(table.markdown() for table in tables(outcomes, columns, file))
     write_atomically(work.results_dir / "table.md", text.encode())
     return text
@@ -68,19 +66,14 @@ def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
     return [name for name in results if len({figures[name] for figures in finished}) > 1] or results
 
 
-def as_csv(outcomes: Sequence[Outcome], columns: Sequence[str]) -> str:
-    """Returns one line a run: its arm and seed, its state, its figures and the arm's own settings."""
-    rows = [
+def run_rows(outcomes: Sequence[Outcome], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns one row a run: its arm and seed, its state, its figures and the arm's own settings."""
+    return [
         {"arm": one.arm.name, "seed": one.seed, "state": one.state, "data": one.dataset}
         | {name: one.figures.get(name, "") for name in columns}
         | dict(one.arm.varied)  # last: a setting may be a figure too, as latent is
         for one in outcomes
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def tables(outcomes: Sequence[Outcome], figures: Sequence[str], file: SweepFile) -> list[Table]:
