@@ -1,8 +1,8 @@
 """Arms that share their seeds, compared seed by seed: means with intervals, paired differences, and their tables.
 
 An arm is one setting of an experiment, run with several seeds. A difference between two arms is taken seed by seed,
-over the seeds that both have: they share the random numbers that the seed gives. All intervals are 95 % bootstrap
-intervals (`common/stats.py`).
+over the seeds that both have: they share the random numbers that the seed gives. All intervals are 95 % intervals
+(`common/stats.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Column:
     scale: float = 1.0  # 100 shows a fraction in per cent, a difference of fractions in percentage points
     shows: Shows = "mean"
     lower_is_better: bool = False  # for `improvement` and `verdict`
+    margin: float | None = None  # differences that lie within it are as good as none
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
@@ -74,6 +75,39 @@ def paired(one: Arm, other: Arm, figure: str, scale: float = 1.0) -> Interval | 
     """
     shared = [seed for seed in one if seed in other]
     return _mean([scale * (one[s].get(figure, math.nan) - other[s].get(figure, math.nan)) for s in shared])
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The difference of a figure between two arms: paired where they have the same seeds, else Welch's."""
+
+    paired: bool
+    t: Interval
+    bootstrap: Interval
+
+
+def gain(one: Arm, other: Arm, figure: str) -> Gain | None:
+    """Returns the mean of `one` − that of `other`; None where a value is missing."""
+    pairs = one.keys() == other.keys()
+    ours = _values(one, figure, 1.0)
+    theirs = _values({seed: other[seed] for seed in one} if pairs else other, figure, 1.0)
+    if not _whole(ours) or not _whole(theirs):
+        return None
+    t = (
+        stats.t_mean([a - b for a, b in zip(ours, theirs, strict=True)])
+        if pairs
+        else stats.welch_difference(ours, theirs)
+    )
+    return Gain(pairs, t, stats.bootstrap_difference(ours, theirs, paired=pairs))
+
+
+def equivalence(of: Interval, margin: float) -> str:
+    """Returns in words what an interval says about a difference of ±`margin`, which was named before."""
+    if of.values < FEWEST:
+        return "too few seeds"
+    if of.within(margin):
+        return "equivalent"
+    return "different" if of.low >= margin or of.high <= -margin else "open"
 
 
 def improvement(one: Arm, other: Arm, figure: str, *, lower_is_better: bool = False) -> Interval | None:
@@ -176,10 +210,7 @@ def interval_table(
     heading: str = "difference",
 ) -> Table:
     """Returns a row for each name: the differences that a study has computed before, bold where conclusive."""
-    cells = [
-        [name, *(_difference(of.get(column.figure), column.decimals) for column in columns)]
-        for name, of in rows.items()
-    ]
+    cells = [[name, *(_difference(of.get(column.figure), column) for column in columns)] for name, of in rows.items()]
     return Table([heading, *_headings(columns)], cells, caption)
 
 
@@ -203,7 +234,7 @@ def _of_pair(one: Arm, other: Arm, column: Column) -> str:
     gain = paired(one, other, column.figure, column.scale)
     match column.shows:
         case "mean":
-            return _difference(gain, column.decimals)
+            return _difference(gain, column)
         case "verdict":
             gains = [gain] if gain else []
             return "" if not gain else verdict(lower=gains) if column.lower_is_better else verdict(*gains)
@@ -211,8 +242,8 @@ def _of_pair(one: Arm, other: Arm, column: Column) -> str:
             raise ValueError(f"{column.shows} is of one arm, not of two")
 
 
-def _difference(gain: Interval | None, decimals: int | None) -> str:
-    return difference(gain, decimals) if gain is not None else ""
+def _difference(gain: Interval | None, column: Column) -> str:
+    return difference(gain, column.decimals, column.margin) if gain is not None else ""
 
 
 def _headings(columns: Sequence[Column]) -> list[str]:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common import sources
 from common.device import random_stream
-from common.errors import RunError
+from common.errors import RunError, UsageError
+from common.image_folders import own_folder
+from common.raw import RawDataset, fit_shape
 
-TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "scikit-learn digits"}
+TITLES = {
+    **{"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"},
+    "digits": "scikit-learn digits",
+}
+FINDERS: dict[str, Callable[[Path], RawDataset]] = {
+    **{"cifar10": sources.cifar10, "mnist": sources.mnist},
+    **{"fashion-mnist": sources.fashion_mnist, "kmnist": sources.kmnist, "digits": lambda folder: sources.digits()},
+}
+FEWEST = {"train": 20, "validation": 2, "test": 10}  # images of a folder; fewer have no covariance or neighbours
 
 
 def caption(record: Mapping[str, Any]) -> str:
@@ -25,7 +35,8 @@ def caption(record: Mapping[str, Any]) -> str:
     used = f", {record['images']:,} of {record['of']:,} images" if "of" in record else ""
     if wanted:
         return f"STAND-IN DATA: {TITLES.get(name, name)}, not {TITLES.get(str(wanted), wanted)}{used}"
-    return TITLES.get(name, name) + (" (JPEG copies)" if "JPEG" in str(record.get("source")) else "") + used
+    title = f"image folder {name.removeprefix('folder-')}" if name.startswith("folder-") else TITLES.get(name, name)
+    return title + (" (JPEG copies)" if "JPEG" in str(record.get("source")) else "") + used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Dataset:
     mean: Tensor  # (C,), of pixels in [0, 1]
     std: Tensor  # (C,)
     of: int | None = None
+    digest: str | None = None  # of the whole dataset's pixels, see `RawDataset`
 
     @property
     def caption(self) -> str:
@@ -71,7 +83,8 @@ class Dataset:
         """Returns what metrics.json says of the dataset."""
         counts = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
         record = {"name": self.name, "source": self.source, "stand_in_for": self.stand_in_for}
-        return {**record, "images": sum(counts.values()), **counts, **({"of": self.of} if self.of else {})}
+        known_by = {"classes": len(self.classes), "pixels_sha256": self.digest} if self.digest else {}
+        return {**record, "images": sum(counts.values()), **counts, **({"of": self.of} if self.of else {}), **known_by}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Returns uint8 images `(B, C, H, W)` as float32, channels last; each channel has mean 0 and deviation 1."""
@@ -89,28 +102,25 @@ def load(
     device: torch.device,
     validation_fraction: float = 0.1,
     max_images: int | None = None,
+    resize: bool = False,
 ) -> Dataset:
-    """Returns the dataset `name` with images of `shape` (C, H, W) on `device`.
+    """Returns the dataset `name`, or that in the folder `name`, with images of `shape` (C, H, W) on `device`.
 
-    `auto` means `task_default` if it is available, else the embedded digits, after a warning. The validation images
-    are the same for every seed, so that choices made on them compare. With `max_images` the same share of each split is
-    used, drawn at random and the same for every seed.
+    A folder that holds images of another size or in colour needs `resize`. `auto` means `task_default` if it is
+    available, else the embedded digits, after a warning. The validation images are the same for every seed, so that
+    choices made on them compare. With `max_images` the same share of each split is used, drawn at random and the same
+    for every seed.
 
     Raises:
-        RunError: the named dataset is not available, or its files are damaged.
+        RunError: the dataset is not available, its files are damaged, or the folder's images cannot be used.
     """
     folder = data_dir if data_dir is not None else sources.default_folder()
     wanted = task_default if name == "auto" else name
     stand_in_for = None
     try:
-        if wanted != "digits" and folder != Path("data") and not folder.is_dir():
+        if wanted in FINDERS and wanted != "digits" and folder != Path("data") and not folder.is_dir():
             raise RunError(f"--data-dir {folder} (or DATA_DIR): no such folder")
-        finders: dict[str, Callable[[Path], sources.RawDataset]] = {
-            "cifar10": sources.cifar10,
-            "mnist": sources.mnist,
-            "digits": lambda folder: sources.digits(),
-        }
-        raw = finders[wanted](folder)
+        raw = FINDERS[wanted](folder) if wanted in FINDERS else own_folder(Path(wanted), shape, resize)
     except sources.DatasetUnavailable as missing:
         if name != "auto":
             raise RunError(f"--dataset {name}: {missing}") from None
@@ -131,10 +141,37 @@ def load(
     share = min(1.0, (max_images or there_are) / there_are)
     if share < 1:
         splits = {part: _drawn(split, part, share) for part, split in splits.items()}
+    if wanted not in FINDERS:
+        _require_enough(name, splits)
     mean, std = _channel_statistics(splits["train"].images)
     parts = (splits["train"], splits["validation"], splits["test"])
     of = there_are if share < 1 else None
-    return Dataset(raw.name, raw.source, stand_in_for, raw.classes, *parts, mean, std, of)
+    return Dataset(raw.name, raw.source, stand_in_for, raw.classes, *parts, mean, std, of, raw.digest)
+
+
+def _require_enough(folder: str, splits: Mapping[str, Split]) -> None:
+    for split, fewest in FEWEST.items():
+        if len(splits[split]) < fewest:
+            name = {"train": "training", "validation": "held-out"}.get(split, split)
+            raise RunError(
+                f"--dataset {folder}: {len(splits[split])} {name} image(s), at least {fewest} are needed; the folder "
+                "needs more images (a tenth of those to train on is held out)"
+            )
+
+
+def absolute_folder(name: str, names: Sequence[str]) -> str:
+    """Returns the absolute path of a folder that is none of the names: a run may be resumed from elsewhere."""
+    return str(Path(name).absolute()) if name and name not in names and Path(name).is_dir() else name
+
+
+def require_dataset(name: str, names: Sequence[str], resize: bool) -> None:
+    """Raises UsageError unless `name` is one of the names or a folder, and for `resize` beside a name."""
+    if name not in names and not (name and Path(name).is_dir()):
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}, or a folder of images{hint}")
+    if resize and name in names:
+        raise UsageError(f"--resize with --dataset {name}: it is for a folder of images and would have no effect")
 
 
 def _drawn(split: Split, part: str, share: float) -> Split:
@@ -151,15 +188,6 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = shares @ levels.double()
     variance = shares @ levels.double().square() - mean.square()
     return mean.float(), variance.sqrt().float()
-
-
-def fit_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Returns uint8 images `(N, c, h, w)` as `(N, *shape)`: resized bilinearly, grey repeated over the channels."""
-    channels, *size = shape
-    if list(images.shape[2:]) != size:
-        resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-        images = resized.round().clamp(0, 255).to(torch.uint8)
-    return images.expand(-1, channels, -1, -1).contiguous() if images.shape[1] == 1 else images
 
 
 class Augmentation:

@@ -168,7 +168,7 @@ class Run:
         if begun_on != record:
             raise RunError(
                 f"--resume {self.path}: the run began on {begun_on}, now the data is {record}; "
-                "point --data-dir or DATA_DIR to the same images"
+                "point --data-dir, DATA_DIR or the folder of --dataset to the same images"
             )
 
     def _remember(self) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     if not isinstance(metrics, dict):
         raise ValueError("holds no figures")
     return metrics
+
+
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Returns the numbers of metrics.json; one inside a mapping is named by its path, `quality/mixture samples/fid`."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def git_commit() -> str | None:

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import gzip
 import hashlib
-import io
-import json
-import lzma
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import urllib.error
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import platformdirs
-import safetensors
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import RunError
 from common.files import write_atomically
+from common.image_files import ARCHIVE_SUFFIXES, DAMAGED
+from common.image_folders import cifar10_archive, cifar10_folder
+from common.raw import RawDataset, with_digest
 
 MNIST_FILES = {  # name → (MD5, number of images); http://yann.lecun.com/exdb/mnist
     "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 60_000),
@@ -42,26 +35,15 @@ MNIST_FILES = {  # name → (MD5, number of images); http://yann.lecun.com/exdb/
     "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 10_000),
     "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_000),
 }
-ARCHIVE_SUFFIXES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-DAMAGED = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError)
+GARMENTS = (
+    *("T-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 class DatasetUnavailable(Exception):
     """The dataset is not in the folder and cannot be downloaded."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RawDataset:
-    """A decoded dataset: uint8 images `(N, C, H, W)` and int64 labels `(N,)` of the original train/test split."""
-
-    name: str
-    source: str
-    classes: tuple[str, ...]
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
 
 
 def cifar10(folder: Path) -> RawDataset:
@@ -74,11 +56,11 @@ def cifar10(folder: Path) -> RawDataset:
     if (folder / "cifar-10-batches-py").is_dir() or (folder / "cifar-10-python.tar.gz").is_file():
         return _torchvision_cifar10(folder)
     if (folder / "cifar10").is_dir():
-        return _image_folder(folder / "cifar10")
+        return cifar10_folder(folder / "cifar10")
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if re.match(r"cifar-?10(?!\d)", path.name.lower()) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-                return _image_archive(path)
+                return cifar10_archive(path)
     with _download("CIFAR-10", folder):
         return _torchvision_cifar10(folder)
 
@@ -104,6 +86,42 @@ def mnist(folder: Path) -> RawDataset:
     digits_ = tuple("0123456789")
     source = "MNIST/raw"  # wherever it came from: the MD5s are those of the one original
     return RawDataset("mnist", source, digits_, train_images, train_labels.long(), test_images, test_labels.long())
+
+
+def fashion_mnist(folder: Path) -> RawDataset:
+    """Returns Fashion-MNIST (Xiao et al. 2017), see `_like_mnist`."""
+    return _like_mnist("fashion-mnist", "FashionMNIST", GARMENTS, folder)
+
+
+def kmnist(folder: Path) -> RawDataset:
+    """Returns KMNIST, ten classes of cursive hiragana (Clanuwat et al. 2018), see `_like_mnist`."""
+    return _like_mnist("kmnist", "KMNIST", KUZUSHIJI, folder)
+
+
+def _like_mnist(name: str, torchvision_name: str, classes: tuple[str, ...], folder: Path) -> RawDataset:
+    """Returns a dataset in MNIST's format from `folder`/<torchvision's name>/raw, else by torchvision's download.
+
+    A file there is the packed one (`.gz`), which must have torchvision's MD5, or the unpacked one, whose header and
+    length are checked; the record has the hash of the pixels.
+
+    Raises:
+        DatasetUnavailable: the files are neither there nor to be downloaded.
+        RunError: a file in the folder is damaged.
+    """
+    import torchvision
+
+    raw, kind = folder / torchvision_name / "raw", getattr(torchvision.datasets, torchvision_name)
+    if not all((raw / file).is_file() or (raw / f"{file}.gz").is_file() for file in MNIST_FILES):
+        with _download(torchvision_name, folder):
+            kind(str(folder), download=True)
+    md5s = dict(kind.resources)
+    files = (_idx(raw / file, md5s[f"{file}.gz"], images) for file, (_, images) in MNIST_FILES.items())
+    train_images, train_labels, test_images, test_labels = files
+    labels = (train_labels.long(), test_labels.long())
+    if max(int(of.max()) for of in labels) >= len(classes):
+        raise RunError(f"{raw}: damaged, a label is not one of the {len(classes)} classes; delete the folder")
+    source = f"{torchvision_name}/raw"
+    return with_digest(RawDataset(name, source, classes, train_images, labels[0], test_images, labels[1]))
 
 
 def digits() -> RawDataset:
@@ -160,87 +178,6 @@ def _torchvision_cifar10(folder: Path) -> RawDataset:
     return RawDataset("cifar10", source, tuple(train.classes), images[0], labels[0], images[1], labels[1])
 
 
-def _image_folder(folder: Path) -> RawDataset:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    members = (("/".join(path.relative_to(folder).parts), path.read_bytes()) for path in paths)
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return _cached(folder, stats, lambda: _decode(folder, members, f"image folder {folder.name}"))
-
-
-def _image_archive(path: Path) -> RawDataset:
-    """Returns the images of an archive, read as a stream: nothing is unpacked, so no member can write to the disk."""
-
-    def members() -> Iterator[tuple[str, bytes]]:
-        if path.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if info.filename.lower().endswith(IMAGE_SUFFIXES):
-                        yield info.filename, archive.read(info)
-        else:
-            with tarfile.open(path, "r|*") as stream:
-                for member in stream:
-                    file = stream.extractfile(member) if member.isfile() else None
-                    if file is not None and member.name.lower().endswith(IMAGE_SUFFIXES):
-                        yield member.name, file.read()
-
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
-    return _cached(path, stats, lambda: _decode(path, members(), f"image archive {path.name}"))
-
-
-def _decode(origin: Path, members: Iterable[tuple[str, bytes]], source: str) -> RawDataset:
-    """Returns the images of members named `…/{train,test}/<class>/<file>`; classes are in alphabetical order."""
-    images: dict[str, list[np.ndarray]] = {"train": [], "test": []}
-    names: dict[str, list[str]] = {"train": [], "test": []}
-    formats = set()
-    try:
-        for member, content in tqdm(
-            members, desc=f"decoding {origin.name}", unit=" images", mininterval=1, leave=False
-        ):
-            split, label, _ = ("", "", *member.split("/"))[-3:]
-            if split not in images:
-                continue
-            try:
-                with Image.open(io.BytesIO(content)) as image:
-                    formats.add(image.format)
-                    images[split].append(np.asarray(image.convert("RGB")))
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise RunError(f"{origin}: {member} is not a readable image ({error})") from None
-            if images[split][-1].shape != (32, 32, 3):
-                raise RunError(f"{origin}: {member} is {images[split][-1].shape[:2]} pixels, CIFAR-10 has 32×32")
-            names[split].append(label)
-    except DAMAGED as error:
-        raise RunError(f"{origin}: damaged or truncated ({error})") from None
-    classes = tuple(sorted(set(names["train"])))
-    if len(classes) != 10 or set(names["test"]) != set(classes):
-        raise RunError(f"{origin}: expected train/ and test/ with the same 10 classes, found {len(classes)} in train/")
-    if "JPEG" in formats:
-        source += " (JPEG copies, not the original pixels)"
-    index = {name: i for i, name in enumerate(classes)}
-    arrays = [torch.from_numpy(np.stack(images[s])).permute(0, 3, 1, 2).contiguous() for s in ("train", "test")]
-    labels = [torch.tensor([index[name] for name in names[s]]) for s in ("train", "test")]
-    return RawDataset("cifar10", source, classes, arrays[0], labels[0], arrays[1], labels[1])
-
-
-def _cached(origin: Path, stats: list[tuple[str, int, int]], decode: Callable[[], RawDataset]) -> RawDataset:
-    """Returns `decode()`, cached in the user's cache folder by the names, sizes and times of its files."""
-    key = hashlib.sha256(json.dumps([str(origin.resolve()), stats]).encode()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("trilab") / f"{origin.name.split('.')[0]}-{key}.safetensors"
-    fields = ("train_images", "train_labels", "test_images", "test_labels")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            text = file.metadata()
-            tensors = [file.get_tensor(name) for name in fields]
-        return RawDataset(text["name"], text["source"], tuple(text["classes"].split("\n")), *tensors)
-    except (OSError, SafetensorError):
-        raw = decode()
-    metadata = {"name": raw.name, "source": raw.source, "classes": "\n".join(raw.classes)}
-    try:
-        write_atomically(path, save({name: getattr(raw, name) for name in fields}, metadata))
-    except OSError as error:
-        print(f"the decoded images cannot be cached in {path.parent} ({error.strerror}); continuing", file=sys.stderr)
-    return raw
-
-
 def _checked_idx(path: Path, md5: str, images: int) -> Tensor:
     """Returns the uint8 tensor in one IDX file of MNIST, `(N, 1, 28, 28)` or `(N,)`."""
     content = path.read_bytes()
@@ -249,6 +186,28 @@ def _checked_idx(path: Path, md5: str, images: int) -> Tensor:
     header = 16 if "images" in path.name else 8
     values = torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8)
     return values.view(images, 1, 28, 28) if header == 16 else values.view(images)
+
+
+def _idx(path: Path, md5: str, images: int) -> Tensor:
+    """Returns the tensor in one IDX file as `_checked_idx` does; `md5` is that of the packed file beside it."""
+    shape = (images, 28, 28) if "images" in path.name else (images,)
+    header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)  # 8: unsigned bytes
+    length, packed = len(header) + int(np.prod(shape)), path.with_name(f"{path.name}.gz")
+    if packed.is_file() and _md5(packed) != md5:
+        raise RunError(f"{packed}: damaged, its MD5 is not {md5}; delete it and it will be downloaded again")
+    try:
+        with gzip.open(packed) if packed.is_file() else path.open("rb") as file:
+            content = bytearray(file.read(length + 1))
+    except DAMAGED as error:
+        raise RunError(f"{path}: damaged ({error}); delete it and it will be downloaded again") from None
+    if len(content) != length or content[: len(header)] != header:
+        raise RunError(
+            f"{path}: damaged, not an IDX file of {images:,} {'images' if len(shape) > 1 else 'labels'}; "
+            "delete it and it will be downloaded again"
+        )
+    return torch.frombuffer(content, dtype=torch.uint8)[len(header) :].view(
+        (images, 1, 28, 28) if len(shape) > 1 else shape
+    )
 
 
 def _md5(path: Path) -> str:

@@ -55,10 +55,17 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def difference(interval: Interval, decimals: int | None = None) -> str:
-    """Returns a difference with its sign and interval, bold where it is conclusive."""
+def difference(interval: Interval, decimals: int | None = None, margin: float | None = None) -> str:
+    """Returns a difference with its sign and interval: bold where it is conclusive, with ≈ if it is within `margin`."""
     text = interval.text(decimals, signed=True)
-    return f"**{text}**" if interval.conclusive else text
+    equal = " ≈" if margin is not None and interval.within(margin) else ""
+    return f"**{text}**{equal}" if interval.conclusive else text + equal
+
+
+def margins_named(margins: Mapping[str, float]) -> str:
+    """Returns what a caption says of the margins that `difference` got, by the figure's heading; nothing if none."""
+    named = ", ".join(f"{figure} ±{margin:g}" for figure, margin in margins.items())
+    return f" ≈ where the whole interval lies within the margin of no difference ({named})." if margins else ""
 
 
 def counted(number: int, noun: str) -> str:

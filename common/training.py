@@ -19,6 +19,7 @@ from common.errors import RunError
 from common.experiment import Run, require_finite
 from common.files import load_state, save_state
 
+CHECK_EVERY = 100  # steps between two looks for numbers that are not finite
 # (model, indices (B,), epochs done as a fraction, generator) → (loss, {name: scalar to average over the epoch})
 BatchLoss = Callable[[nn.Module, Tensor, float, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
@@ -32,6 +33,12 @@ class Recipe:
     schedule: Callable[[float], float]  # finished fraction of the training → multiplier of the learning rate
     precision: Precision
     ema_decay: float = 0.0  # per step; 0 keeps the last weights instead of their exponential moving average
+    last_batch: bool = False  # whether an epoch ends with what is left over as a smaller batch, or without it
+
+    def steps(self, examples: int) -> int:
+        """Returns the steps of an epoch; a single example left over is no batch, since batch norm cannot take it."""
+        whole, left = divmod(examples, min(self.batch_size, examples))
+        return whole + (self.last_batch and left > 1)
 
 
 @dataclasses.dataclass
@@ -113,8 +120,7 @@ def fit(
         RunError: the loss is not finite.
     """
     device = next(model.parameters()).device
-    batch_size = min(recipe.batch_size, examples)
-    steps_an_epoch = examples // batch_size
+    steps_an_epoch = recipe.steps(examples)
     average = copy.deepcopy(model) if recipe.ema_decay else None
     state = TrainState(model, average, optimizer, generator, carried or {}, 0, steps_an_epoch * recipe.epochs)
     checkpoint = run.checkpoints / f"{stage}.state.pt"
@@ -127,10 +133,11 @@ def fit(
     with progress_bar(stage, state.step, state.total_steps) as bar:
         for epoch in range(state.step // steps_an_epoch, recipe.epochs):
             start = time.perf_counter()
-            sums: dict[str, Tensor] = {}
+            terms: dict[str, list[Tensor]] = {}  # name → a value for each step
             model.train()
             order = torch.randperm(examples, device=device, generator=generator)
-            for indices in order[: steps_an_epoch * batch_size].view(-1, batch_size):
+            batches = order.split(recipe.batch_size)[:steps_an_epoch]
+            for indices in batches:
                 multiplier = recipe.schedule(state.step / state.total_steps)
                 for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
                     group["lr"] = rate * multiplier
@@ -144,23 +151,51 @@ def fit(
                 if average is not None:
                     _update_average(average, model, recipe.ema_decay, state.step)
                 for name, value in (measured | {"loss": loss}).items():  # stays on the device: no wait at each step
-                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+                    terms.setdefault(name, []).append(value.detach())
+                if len(terms["loss"]) % CHECK_EVERY == 0:
+                    require_finite_terms(terms, f"{stage}, epoch {epoch + 1}", state.step, checkpoint)
                 bar.update()
             synchronize(device)
             seconds = time.perf_counter() - start
-            scalars = {f"{name}/train": float(value) / steps_an_epoch for name, value in sums.items()}
-            require_finite(
-                scalars["loss/train"], f"{stage}: the loss of epoch {epoch + 1} (step {state.step})", checkpoint
-            )
+            require_finite_terms(terms, f"{stage}, epoch {epoch + 1}", state.step, checkpoint)
+            sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+            shares = sizes / sizes.sum()
+            scalars = {
+                f"{name}/train": float(torch.stack(values).double().cpu() @ shares) for name, values in terms.items()
+            }
             scalars |= validate(average if average is not None else model, epoch + 1)
             scalars |= {
                 "learning_rate": peak_rates[0] * multiplier,
-                "images_per_second": steps_an_epoch * batch_size / seconds,
+                "images_per_second": float(sizes.sum()) / seconds,
             }
             run.log(stage, epoch + 1, scalars)
             state.save(checkpoint)
             bar.set_postfix_str(" ".join(f"{k}={v:.3g}" for k, v in scalars.items() if k != "learning_rate"))
     return average if average is not None else model
+
+
+def require_finite_terms(terms: Mapping[str, list[Tensor]], where: str, step: int, checkpoint: Path | None) -> None:
+    """Stops a training at the first step with a term that is NaN or infinite, and names the term.
+
+    `terms` are the loss, last, and what it is made of, a value for each step up to number `step`. If all of them fail
+    at one step, the cause is the weights, and so the gradient of the step before.
+
+    Raises:
+        RunError: a value is not finite.
+    """
+    values = torch.stack([torch.stack(of).float() for of in terms.values()]).cpu()  # (terms, steps)
+    bad = ~values.isfinite()
+    if not bad.any():
+        return
+    place = int(bad.any(0).nonzero()[0])
+    first = step - values.shape[1] + 1 + place
+    failed = [name for name, is_bad in zip(terms, bad[:, place].tolist(), strict=True) if is_bad]
+    parts = [name for name in failed if name != "loss"] or failed
+    if len(failed) == len(terms) > 1 and first > 1:
+        what = f"{where}: every term of step {first}, after a too large step {first - 1}: its first one, {failed[0]},"
+    else:
+        what = f"{where}: the first number that is not finite, {' and '.join(parts)} of step {first},"
+    require_finite(float(values[list(terms).index(failed[0]), place]), what, checkpoint)
 
 
 @torch.no_grad()
@@ -172,10 +207,14 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float, step: in
     torch._foreach_lerp_([a for a, _ in floats], [m for _, m in floats], weight)
 
 
-def progress_bar(stage: str, done: int, total: int) -> tqdm[Any]:
-    """Returns a bar with rate and remaining time; it prints a line every 30 s if standard error is no terminal."""
+def progress_bar(stage: str, done: int, total: int, *, unit: str = "step", delay: float = 0.0) -> tqdm[Any]:
+    """Returns a bar with rate and remaining time; it prints a line every 30 s if standard error is no terminal.
+
+    With a `delay` in seconds, nothing is shown of what ends before, and of the rest nothing stays.
+    """
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(desc=stage, initial=done, total=total, unit="step", mininterval=interval, dynamic_ncols=True)
+    shown: dict[str, Any] = {"mininterval": interval, "delay": delay, "leave": not delay, "dynamic_ncols": True}
+    return tqdm(desc=stage, initial=done, total=total, unit=unit, **shown)
 
 
 @torch.inference_mode()

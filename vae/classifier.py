@@ -1,6 +1,8 @@
 """The classifier that evaluates samples: trained here, since no weights are downloaded.
 
-`SampleJudge` is a trained classifier with its features of the real test images; it compares other images with these.
+`SampleJudge` is a trained classifier with its features of the real test images; it compares other images with these,
+and once more in a second space that knows no classes (`vae/features.py`). Images of one class train no classifier;
+then the second space is the only one.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,15 @@ from common.errors import RunError
 from common.experiment import Run, say
 from common.fast.adam import Adam
 from common.files import load_weights, save_weights, write_atomically
-from common.training import Recipe, accuracy, fit, triangular
-from vae import metrics
-from vae.metrics import Moments, blurred, density_and_coverage, frechet_distance, moments, neighbour_radii
+from common.training import Recipe, accuracy, fit, progress_bar, triangular
+from vae import features, metrics
+from vae.features import FeatureSpace, RandomConvolutions
+from vae.metrics import blurred
 from vae.objective import pixels
 
+# The numbers that `SampleJudge.evaluate` returns; it returns the fraction of images in each class too.
+UNCLASSIFIED = ["fid", "density", "coverage", "random_fid", "random_density", "random_coverage"]
+MEASURES = [*UNCLASSIFIED, "confidence", "balance"]  # without a classifier only the first of these
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 4, 128, 2e-3  # 99.3 % on MNIST's test images in about a minute on one core
 
 
@@ -59,46 +67,87 @@ class Classifier(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SampleJudge:
-    """A trained classifier and its features of the real test images."""
+    """A trained classifier, the random convolutions, and the features of the real test images in both spaces."""
 
-    network: Classifier
-    accuracy: float  # on the test images
+    network: Classifier | None  # none for images of one class
+    accuracy: float | None  # on the test images
     digest: str  # SHA-256 of the weights: FID, density and coverage compare only where it is the same
-    real: Tensor  # features (N, 64)
-    real_moments: Moments
-    radii: Tensor  # (N,), see `neighbour_radii`
+    space: FeatureSpace | None  # the classifier's
+    random_network: RandomConvolutions
+    random_space: FeatureSpace
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features `(N, 64)` and class probabilities `(N, classes)` of images `(N, 1, 28, 28)` in [0, 1]."""
+        assert self.network is not None
         features = torch.cat([self.network.features(batch) for batch in images.split(500)])
         return features, self.network.head(torch.relu(features)).softmax(1)
 
     def evaluate(self, images: Tensor) -> dict[str, Any]:
-        """Returns fid, density, coverage, confidence and classes of images `(N, 1, 28, 28)` in [0, 1].
+        """Returns how good images `(N, 1, 28, 28)` in [0, 1] are.
 
-        `confidence` is the mean probability of the likeliest class, `classes` the fraction of images in each class.
+        fid, density and coverage in the classifier's space; `random_fid`, `random_density` and `random_coverage` in
+        that of the random convolutions; `confidence`, the mean probability of the likeliest class; `classes`, the
+        fraction of images in each class, and `balance`, its entropy over that of equal classes. Without a classifier
+        fid, density and coverage are those of the random convolutions, and there is no confidence, classes, balance.
         """
+        random = self.random_space.compare(self.random_network(images))
+        in_random_space = {f"random_{name}": of for name, of in random.items()}
+        if self.space is None:
+            return {**random, **in_random_space}
         features, probabilities = self.classify(images)
-        density, coverage = density_and_coverage(self.real, self.radii, features)
         counts = probabilities.argmax(1).bincount(minlength=probabilities.shape[1])
+        entropy = torch.distributions.Categorical(counts.double()).entropy()
         return {
-            "fid": frechet_distance(self.real_moments, moments(features)),
-            "density": density,
-            "coverage": coverage,
+            **self.space.compare(features),
+            **in_random_space,
             "confidence": float(probabilities.max(1).values.mean()),
+            "balance": float(entropy) / math.log(len(counts)),
             "classes": [round(count / len(images), 4) for count in counts.tolist()],
+        }
+
+    def evaluate_all(self, sets: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, Any]]:
+        """Returns `evaluate` of several sets of images by name; a bar says how far it is."""
+        with progress_bar(stage, 0, len(sets), unit="set") as bar:
+            rows = {}
+            for name, images in sets.items():
+                rows[name] = self.evaluate(images)
+                bar.update()
+        return rows
+
+    def record(self) -> dict[str, Any]:
+        """Returns what metrics.json says of the judge."""
+        if self.network is None:
+            return {
+                "space": "random convolutions alone: one class",
+                "random_weights_sha256": self.random_network.digest,
+            }
+        return {
+            "accuracy": self.accuracy,
+            "weights_sha256": self.digest,
+            "random_weights_sha256": self.random_network.digest,
         }
 
 
 def trained_judge(run: Run, dataset: Dataset, generated: int) -> SampleJudge:
     """Returns the judge of `generated` images: its classifier is trained once per machine and dataset, then cached.
 
-    The run keeps a copy of the weights, so that resuming it later gives the same figures.
+    The run keeps a copy of the weights, so that resuming it later gives the same figures. Images of one class get no
+    classifier.
 
     Raises:
         RunError: the run's copy is not a classifier of these images.
     """
+    images = pixels(drawn(dataset.test, generated).images)
+    say(f"    features of {len(images):,} test images and the distances between them")
+    random_network = RandomConvolutions().to(run.device)
+    random_space = FeatureSpace.of(random_network(images))
+    if len(dataset.classes) == 1:
+        say(
+            "    the images have one class, so there is no classifier: FID, density and coverage are those in the space"
+        )
+        say("    of random convolutions, and the samples' classes and confidence are not measured")
+        return SampleJudge(None, None, random_network.digest, None, random_network, random_space)
     network = Classifier(len(dataset.classes)).to(run.device)
     weights = run.remembered_weights("classifier", lambda: _cached_or_trained(run, dataset, network))
     try:
@@ -111,9 +160,8 @@ def trained_judge(run: Run, dataset: Dataset, generated: int) -> SampleJudge:
     test = dataset.test
     test_accuracy = accuracy(network, lambda rows: pixels(test.images[rows]), test.labels)
     with torch.inference_mode():
-        images = pixels(drawn(test, generated).images)
         real = torch.cat([network.features(batch) for batch in images.split(500)])
-    return SampleJudge(network, test_accuracy, digest, real, moments(real), neighbour_radii(real))
+    return SampleJudge(network, test_accuracy, digest, FeatureSpace.of(real), random_network, random_space)
 
 
 def drawn(split: Split, count: int) -> Split:
@@ -133,21 +181,21 @@ def reference_rows(judge: SampleJudge, dataset: Dataset, generated: int) -> dict
 
     They depend only on the judge, the images and the code of the evaluation, and are cached under their hashes.
     """
-    code = hashlib.sha256(Path(metrics.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{code}-{generated}.json"
+    files = (metrics.__file__, features.__file__, __file__)
+    code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+    of_data = hashlib.sha256(json.dumps(dataset.record()).encode()).hexdigest()[:16]
+    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{of_data}-{code}-{generated}.json"
+    keys = [*MEASURES, "classes"] if judge.network is not None else UNCLASSIFIED
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged: computed anew
         cached = json.loads(path.read_text())
         return {
-            name: {key: cached[name][key] for key in ("fid", "density", "coverage", "confidence", "classes")}
+            name: {key: cached[name][key] for key in keys}
             for name in ("real training images", "blurred training images", "uniform noise")
         }
     train = pixels(dataset.train.images[:generated])
     noise = torch.rand(train.shape, generator=random_stream(0, "noise images")).to(train.device)
-    rows = {
-        "real training images": judge.evaluate(train),
-        "blurred training images": judge.evaluate(blurred(train)),
-        "uniform noise": judge.evaluate(noise),
-    }
+    sets = {"real training images": train, "blurred training images": blurred(train), "uniform noise": noise}
+    rows = judge.evaluate_all(sets, "comparing real images, blur and noise")
     with contextlib.suppress(OSError):
         write_atomically(path, json.dumps(rows).encode())
     return rows

@@ -1,13 +1,15 @@
-"""Faster twins of three formulas of a training step: the same value and the same gradient from fewer operations.
+"""Faster twins of four formulas of a training step: the same value and the same gradient from fewer operations.
 
-The formulas themselves, as the papers write them, are `vae.priors.kl_divergence`, `vae.objective.codes_and_kl` and
-`vae.objective.bernoulli_log_likelihood`; each is decorated with its twin, and `TRILAB_PLAIN=1` runs the plain one. In
-a small VAE the time of a step on a CPU goes into calling operations on small tensors and into one slow logarithm for
-each pixel, and the twins save both. This file imports nothing of the method, so the method can import it.
+The formulas themselves, as the papers write them, are `vae.priors.kl_divergence`, `vae.priors.mixture_log_density`,
+`vae.objective.codes_and_kl` and `vae.objective.bernoulli_log_likelihood`; each is decorated with its twin, and
+`TRILAB_PLAIN=1` runs the plain one. In a small VAE the time of a step on a CPU goes into calling operations on small
+tensors and into one slow logarithm for each pixel, and the twins save both. This file imports nothing of the method, so
+the method can import it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +25,25 @@ def kl_divergence(mean: Tensor, log_variance: Tensor, prior: Normal) -> Tensor:
     shift = mean - prior.mean
     scaled = torch.addcmul(log_variance.exp(), shift, shift) / prior.variance
     return 0.5 * (scaled - log_variance) + (prior.stddev.log() - 0.5)
+
+
+def mixture_log_density(codes: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
+    """Returns what `vae.priors.mixture_log_density` does, from one matrix product, without a `(B, K, latent)` tensor.
+
+    Σ (z − m)²/s² = Σ z²/s² − 2 z·m/s² + m²/s². The difference of large numbers costs some digits in float32, and all
+    of them in TensorFloat32: on a GPU the squares are summed as they stand.
+    """
+    with torch.autocast(codes.device.type, enabled=False):
+        precisions = (-log_variances).exp()  # (K, latent)
+        constants = log_variances.sum(1) + codes.shape[1] * math.log(2 * math.pi)
+        if codes.device.type == "cpu":
+            constants = constants + (means.square() * precisions).sum(1)
+            factors = torch.cat([-0.5 * precisions, means * precisions], dim=1)
+            logarithms = torch.addmm(-0.5 * constants, torch.cat([codes.square(), codes], dim=1), factors.T)
+        else:
+            squares = (codes[:, None] - means).square()
+            logarithms = -0.5 * ((squares * precisions).sum(2) + constants)
+        return torch.logsumexp(logarithms, 1) - math.log(len(means))
 
 
 def codes_and_kl(mean: Tensor, log_variance: Tensor, noise: Tensor, prior: Normal) -> tuple[Tensor, Tensor]:

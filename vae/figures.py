@@ -16,29 +16,28 @@ from torch.distributions import Normal
 
 from common.data import Split
 from common.plotting import COLOURS, figure
-from common.stats import Interval, number
 from vae.bounds import decoded
+from vae.labels import DIGITS, MOST_NAMED, class_colours, class_legend, examples, short, tick_labels
 from vae.models import SIDE, VAE
 from vae.objective import pixels
-from vae.priors import kl_divergence
+from vae.priors import Prior, kl_divergence, log_density, marginals
 
 History = Mapping[str, list[float]]
-# Ten classes that stay apart in print and for colour-blind readers: Paul Tol's "muted", and black.
-CLASS_COLOURS = (
-    *("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee"),
-    *("#882255", "#44aa99", "#999933", "#aa4499", "#000000"),
-)
 
 
 def image_grid(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
     """Returns one image `(1, H, W)` in [0, 1] that shows `rows` of images `(N, 1, 28, 28)` under one another."""
     padded = [torch.nn.functional.pad(row, (gap // 2,) * 4, value=0.2) for row in rows]
-    return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1).clamp(0, 1)
+    strips = [torch.cat(list(row), dim=2) for row in padded]
+    width = max(strip.shape[2] for strip in strips)  # a row may have fewer images
+    strips = [torch.nn.functional.pad(strip, (0, width - strip.shape[2]), value=0.2) for strip in strips]
+    return torch.cat(strips, dim=1).clamp(0, 1)
 
 
-def _show(axes: Axes, rows: Sequence[Tensor], gap: int = 2) -> None:
-    """Draws `rows` of images, black ink on white."""
-    axes.imshow(image_grid(rows, gap)[0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+def show(axes: Axes, rows: Sequence[Tensor], gap: int = 2, caption: str = "") -> None:
+    """Draws `rows` of images: of a folder as they are, of the named datasets black ink on white."""
+    colours = "gray" if caption.startswith("image folder") else "gray_r"
+    axes.imshow(image_grid(rows, gap)[0].cpu().numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -48,10 +47,6 @@ def _show(axes: Axes, rows: Sequence[Tensor], gap: int = 2) -> None:
 def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks([(SIDE + 2) * (row + 0.5) for row in range(len(labels))], labels)
     axes.tick_params(length=0)
-
-
-def _tick(value: Tensor) -> str:
-    return number(round(float(value), 1) + 0.0, 1)  # no minus before 0.0
 
 
 def training(history: History, title: str, caption: str) -> Figure:
@@ -77,13 +72,13 @@ def training(history: History, title: str, caption: str) -> Figure:
 
 
 def reconstructions(model: VAE, test: Split, title: str, caption: str, columns: int = 20) -> Figure:
-    """Test images as the model sees them, and below what it decodes from their posterior means; two of each class."""
-    by_class = [rows for c in range(10) if len(rows := (test.labels == c).nonzero().flatten()[: columns // 10])]
-    images = pixels(test.images[torch.cat(by_class)])
+    """Test images as the model sees them, over what it decodes from their posterior means; of ten classes two each."""
+    rows = sorted(examples(test.labels, columns), key=lambda row: (int(test.labels[row]), row))
+    images, labels = pixels(test.images[rows]), test.labels[rows]
     with torch.inference_mode():
-        reconstructed = decoded(model, model.encode(images)[0])
+        reconstructed = decoded(model, model.encode(images, labels)[0], labels)
     sheet, (axes,) = figure(f"Reconstructions: {title}", caption, size=(10, 1.9))
-    _show(axes, [images, reconstructed])
+    show(axes, [images, reconstructed], caption=caption)
     _label_rows(axes, ["test image as seen", "reconstruction"])
     return sheet
 
@@ -91,112 +86,189 @@ def reconstructions(model: VAE, test: Split, title: str, caption: str, columns: 
 def samples(images: Tensor, title: str, caption: str, columns: int = 10) -> Figure:
     """A square of images `(N, 1, 28, 28)`."""
     sheet, (axes,) = figure(title, caption, size=(6, 6.5))
-    _show(axes, list(images.split(columns)))
+    show(axes, list(images.split(columns)), caption=caption)
     return sheet
 
 
-def manifold(model: VAE, prior: Normal, title: str, caption: str, side: int = 20) -> Figure:
-    """What a 2-D code decodes to, at the prior's own quantiles μ₀ + σ₀Φ⁻¹(u) (Kingma & Welling 2014, figure 4)."""
-    quantiles = (torch.arange(side, device=prior.mean.device) + 0.5) / side
-    ticks = prior.icdf(quantiles)
-    codes = torch.stack(torch.meshgrid(ticks, ticks.flip(0), indexing="xy"), dim=2)  # the first dimension to the right
+def samples_by_class(model: VAE, codes: Tensor, title: str, caption: str, classes: Sequence[str] = DIGITS) -> Figure:
+    """What a conditional model makes of the same codes `(N, latent)` in every class: a row a class."""
+    shown = [short(name) for name in classes[:MOST_NAMED]]
+    rows = [decoded(model, codes, torch.full((len(codes),), c, device=codes.device)) for c in range(len(shown))]
+    sheet, (axes,) = figure(f"Samples by class: {title}", caption, size=(6.4, 0.9 + 0.56 * len(rows)))
+    show(axes, rows, caption=caption)
+    _label_rows(axes, [f"digit {name}" for name in shown] if tuple(classes) == DIGITS else shown)
+    axes.set_xlabel("a code from the prior each column")
+    return sheet
+
+
+def manifold(
+    model: VAE,
+    prior: Prior,
+    means: Tensor,
+    label: Tensor,
+    title: str,
+    caption: str,
+    classes: Sequence[str] = DIGITS,
+    side: int = 20,
+) -> Figure:
+    """What a 2-D code decodes to, at the prior's own quantiles μ₀ + σ₀Φ⁻¹(u) (Kingma & Welling 2014, figure 4).
+
+    A mixture has no such quantiles: there it is those of the posterior `means` `(N, 2)`, dimension by dimension. A
+    conditional model decodes all in the class `label`.
+    """
+    quantiles = (torch.arange(side, device=means.device) + 0.5) / side
+    if isinstance(prior, Normal):
+        across = up = prior.icdf(quantiles)
+        units = ""
+    else:
+        across, up = means.quantile(quantiles, dim=0).T
+        units = " (quantiles of the test images)"
+    if model.classes:
+        title = f"{title}, class {short(classes[int(label)])}"
+    codes = torch.stack(torch.meshgrid(across, up.flip(0), indexing="xy"), dim=2)  # the first dimension to the right
     sheet, (axes,) = figure(f"Latent plane: {title}", caption, size=(7, 7.4))
-    _show(axes, list(decoded(model, codes.view(-1, 2)).split(side)), gap=0)
+    show(axes, list(decoded(model, codes.view(-1, 2), label.expand(side * side)).split(side)), gap=0, caption=caption)
     marks = [0, (side - 1) // 3, side - 1 - (side - 1) // 3, side - 1]
-    axes.set_xticks([SIDE * (mark + 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
-    axes.set_yticks([SIDE * (side - mark - 0.5) for mark in marks], [_tick(ticks[mark]) for mark in marks])
-    axes.set(xlabel="first dimension of the code", ylabel="second dimension of the code")
+    labels, name = tick_labels(across[marks])
+    axes.set_xticks([SIDE * (mark + 0.5) for mark in marks], labels)
+    axes.set_xlabel(f"{name.format('first dimension of the code')}{units}")
+    labels, name = tick_labels(up[marks])
+    axes.set_yticks([SIDE * (side - mark - 0.5) for mark in marks], labels)
+    axes.set_ylabel(name.format("second dimension of the code"))
     return sheet
 
 
 def latent_scatter(
-    means: Tensor, deviations: Tensor, labels: Tensor, prior: Normal, title: str, caption: str
+    means: Tensor,
+    deviations: Tensor,
+    labels: Tensor,
+    prior: Prior,
+    title: str,
+    caption: str,
+    classes: Sequence[str] = DIGITS,
 ) -> Figure:
-    """Posterior means of the test images by class; the prior's contours at 1, 2 and 3 deviations.
+    """Posterior means of the test images by class; a Gaussian prior's contours at 1, 2 and 3 deviations.
 
     If there are more than two dimensions it shows the two with most KL; the prior's contours are circles in any two.
+    Of a mixture it shows the means of its components, as crosses, and takes KLs from the Gaussians of its marginals.
     """
     if means.shape[1] == 1:
-        return _latent_histogram(means, labels, prior, title, caption)
-    order = kl_divergence(means, 2 * deviations.log(), prior).mean(0).argsort(descending=True)
+        return _latent_histogram(means, labels, prior, title, caption, classes)
+    order = kl_divergence(means, 2 * deviations.log(), marginals(prior)).mean(0).argsort(descending=True)
     first, second = sorted(order[:2].tolist())
     chosen = means[:, [first, second]].cpu().numpy()
     sheet, (axes,) = figure(f"Codes of the test images: {title}", caption, size=(6.6, 6.2))
-    for label in range(10):
+    point = 3 if len(chosen) > 2000 else 10
+    for label, (name, colour) in enumerate(zip(classes, class_colours(len(classes)), strict=True)):
         points = chosen[labels.cpu().numpy() == label]
-        axes.scatter(
-            points[:, 0], points[:, 1], s=3, alpha=0.5, color=CLASS_COLOURS[label], linewidths=0, label=str(label)
-        )
-    centre, deviation = float(prior.mean), float(prior.stddev)
+        axes.scatter(points[:, 0], points[:, 1], s=point, alpha=0.5, color=colour, linewidths=0, label=short(name))
+    if isinstance(prior, Normal):
+        _contours(axes, float(prior.mean), float(prior.stddev), chosen)
+    else:
+        of_prior = prior.means[:, [first, second]].cpu().numpy()
+        axes.scatter(of_prior[:, 0], of_prior[:, 1], s=10, marker="x", color="0.6", linewidths=0.7, zorder=0.5)
+        axes.set(aspect="equal")
+    axes.set(xlabel=f"dimension {first + 1} of the code", ylabel=f"dimension {second + 1} of the code")
+    axes.ticklabel_format(scilimits=(-2, 4))
+    class_legend(axes, classes, markerscale=4 if point == 3 else 2)
+    if not isinstance(prior, Normal):
+        axes.set_title(f"{axes.get_title()}\ncrosses: means of the prior's components".strip(), fontsize=8)
+    return sheet
+
+
+def _contours(axes: Axes, centre: float, deviation: float, points: np.ndarray) -> None:
+    """Draws circles at 1, 2 and 3 deviations of a Gaussian prior, and lets the axes hold them and all points."""
+    reach = max(3.3 * deviation, float(np.abs(points - centre).max(initial=0)) * 1.02)
     for multiple in (1, 2, 3):
         radius = multiple * deviation
         circle = Circle((centre, centre), radius, fill=False, color="0.2", linewidth=0.8, linestyle="--")
         axes.add_patch(circle)
-        axes.annotate(f"{multiple}σ", (centre, centre + radius), fontsize=7, ha="center", va="bottom")
-    reach = max(3.3 * deviation, float(np.abs(chosen - centre).max(initial=0)) * 1.02)
+        if deviation > reach / 15 or multiple == 3:  # not over one another
+            axes.annotate(f"{multiple}σ", (centre, centre + radius), fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(centre - reach, centre + reach), ylim=(centre - reach, centre + reach), aspect="equal")
-    axes.set(xlabel=f"dimension {first + 1} of the code", ylabel=f"dimension {second + 1} of the code")
-    legend = axes.legend(markerscale=4, title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
-    return sheet
 
 
-def _latent_histogram(means: Tensor, labels: Tensor, prior: Normal, title: str, caption: str) -> Figure:
+def _latent_histogram(
+    means: Tensor, labels: Tensor, prior: Prior, title: str, caption: str, classes: Sequence[str]
+) -> Figure:
     """Posterior means of a one-dimensional code by class, and the prior's density."""
     sheet, (axes,) = figure(f"Codes of the test images: {title}", caption, size=(7, 4))
-    values = [means[labels == label, 0].cpu().numpy() for label in range(10)]
-    axes.hist(values, bins=80, density=True, stacked=True, color=CLASS_COLOURS, label=[str(n) for n in range(10)])
-    codes = prior.mean + prior.stddev * torch.linspace(-3.5, 3.5, 200, device=prior.mean.device)
-    axes.plot(
-        codes.cpu().numpy(), prior.log_prob(codes).exp().cpu().numpy(), color="0.2", linestyle="--", label="prior"
-    )
+    values = [means[labels == label, 0].cpu().numpy() for label in range(len(classes))]
+    names = [short(name) for name in classes]
+    axes.hist(values, bins=80, density=True, stacked=True, color=class_colours(len(classes)), label=names)
+    spread = marginals(prior)
+    codes = (spread.mean + spread.stddev * torch.linspace(-3.5, 3.5, 200, device=means.device)).view(-1, 1)
+    density = log_density(codes, prior).exp().cpu().numpy()
+    axes.plot(codes[:, 0].cpu().numpy(), density, color="0.2", linestyle="--", label="prior")
     axes.set(xlabel="the one dimension of the code", ylabel="density")
-    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.ticklabel_format(scilimits=(-2, 4))
+    class_legend(axes, classes, "prior")
     return sheet
 
 
 def traversals(
-    model: VAE, means: Tensor, deviations: Tensor, prior: Normal, title: str, caption: str, columns: int = 11
+    model: VAE,
+    means: Tensor,
+    deviations: Tensor,
+    prior: Prior,
+    title: str,
+    caption: str,
+    label: Tensor | None = None,
+    columns: int = 11,
 ) -> Figure:
-    """One test image's code, one dimension at a time moved through ±3 deviations of the prior; most KL first."""
-    kl = kl_divergence(means, 2 * deviations.log(), prior).mean(0)
+    """One test image's code, one dimension at a time moved through ±3 deviations of the prior; most KL first.
+
+    Deviations and KLs under a mixture are those of the Gaussians of its marginals; there the ticks count deviations,
+    which differ by dimension. A conditional model decodes all in the class `label` of that image.
+    """
+    gaussians = marginals(prior)
+    kl = kl_divergence(means, 2 * deviations.log(), gaussians).mean(0)
     order = kl.argsort(descending=True)[:16]
-    steps = torch.linspace(-3, 3, columns, device=means.device) * prior.stddev + prior.mean
+    multiples = torch.linspace(-3, 3, columns, device=means.device)
+    steps = (multiples[:, None] * gaussians.stddev + gaussians.mean).expand(columns, means.shape[1])
     codes = means[0].repeat(len(order), columns, 1)  # (dimensions, columns, latent)
     for row, dimension in enumerate(order.tolist()):
-        codes[row, :, dimension] = steps
+        codes[row, :, dimension] = steps[:, dimension]
+    labels = None if label is None else label.expand(len(order) * columns)
     sheet, (axes,) = figure(f"Traversals: {title}", caption, size=(7.2, 1.2 + 0.41 * len(order)))
-    _show(axes, list(decoded(model, codes.flatten(0, 1)).split(columns)))
+    show(axes, list(decoded(model, codes.flatten(0, 1), labels).split(columns)), caption=caption)
     _label_rows(axes, [f"dimension {d + 1}: {kl[d]:.1f} nats" for d in order.tolist()])
-    axes.set_xticks([(SIDE + 2) * (c + 0.5) for c in range(columns)], [_tick(step) for step in steps])
-    axes.set_xlabel("value of that dimension, the others as for one test image")
+    ticks, what = (steps[:, 0], "value") if isinstance(prior, Normal) else (multiples, "deviations from the mean")
+    shown, name = tick_labels(ticks)
+    axes.set_xticks([(SIDE + 2) * (c + 0.5) for c in range(columns)], shown)
+    axes.set_xlabel(f"{name.format(f'{what} of that dimension')}, the others as for one test image")
     return sheet
 
 
 def interpolations(model: VAE, means: Tensor, test: Split, title: str, caption: str, columns: int = 12) -> Figure:
-    """Images decoded along straight lines between the codes of two test images, which stand at the ends."""
-    by_class = [int(rows[0]) for c in range(10) if len(rows := (test.labels == c).nonzero())]
-    pairs = list(zip(by_class, by_class[1:] + by_class[:1], strict=True))[::2] + list(
-        zip(by_class[:5], by_class[5:], strict=False)
-    )
+    """Images decoded along straight lines between the codes of two test images, which stand at the ends.
+
+    A conditional model's classes go along the same lines, as weights of the two.
+    """
+    ends = examples(test.labels, 10)  # of ten classes one of each
+    pairs = list(zip(ends, ends[1:] + ends[:1], strict=True))[::2] + list(zip(ends[:5], ends[5:], strict=False))
     shares = torch.linspace(0, 1, columns, device=means.device).view(-1, 1)
-    strips = []
+    strips, one_hot = [], torch.nn.functional.one_hot(test.labels, model.classes or -1).float()
+
+    def line(points: Tensor, start: int, end: int) -> Tensor:
+        return points[start] + shares * (points[end] - points[start])
+
     for start, end in pairs:
-        between = decoded(model, means[start] + shares * (means[end] - means[start]))
+        between = decoded(model, line(means, start, end), line(one_hot, start, end))
         strips.append(torch.cat([pixels(test.images[[start]]), between, pixels(test.images[[end]])]))
     sheet, (axes,) = figure(f"Interpolations: {title}", caption, size=(7.4, 0.7 + 0.52 * len(strips)))
-    _show(axes, strips)
+    show(axes, strips, caption=caption)
     centres = [(SIDE + 2) * (c + 0.5) for c in (0, (columns + 1) / 2, columns + 1)]
     axes.set_xticks(centres, ["test image", "codes on a straight line", "test image"])
     axes.tick_params(length=0)
     return sheet
 
 
-def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> Figure:
+def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str, classes: Sequence[str] = DIGITS) -> Figure:
     """FID, density and coverage of both samplers between ceiling and floor, and the classes of their samples."""
-    sheet, (distance, shares, classes) = figure(f"Samples: {title}", caption, columns=3, size=(11, 3.6))
+    classified = all("classes" in row for row in rows.values())
+    size = (11, 3.6) if classified else (8.5, 3.6)
+    sheet, (distance, shares, *rest) = figure(f"Samples: {title}", caption, columns=2 + classified, size=size)
     names = list(rows)
     colours = [COLOURS[0] if "samples" in name else "0.75" for name in names]
     bars = distance.barh(names, [row["fid"] for row in rows.values()], color=colours)
@@ -214,19 +286,29 @@ def quality(rows: Mapping[str, Mapping[str, Any]], title: str, caption: str) -> 
     for axes in (distance, shares):
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-    shown = [name for name in names if "samples" in name or "real" in name]
+    if classified:
+        _class_shares(rest[0], rows, classes)
+    else:
+        distance.set_xlabel("Fréchet distance to test images, in the\nspace of random convolutions (lower is better)")
+    return sheet
+
+
+def _class_shares(axes: Axes, rows: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Draws how many of the samples, and of real images, the classifier takes for each class."""
+    shown = [name for name in rows if "samples" in name or "real" in name]
     width = 0.84 / len(shown)
     for place, name in enumerate(shown):
         colour = "0.75" if "real" in name else COLOURS[5 * place % len(COLOURS)]
         percent = [100 * fraction for fraction in rows[name]["classes"]]
         label = f"{name} ({rows[name]['confidence']:.0%} sure)"
         offset = width * (place - (len(shown) - 1) / 2)
-        classes.bar(np.arange(len(percent)) + offset, percent, 0.96 * width, color=colour, label=label)
-    classes.set(xlabel="class by the classifier", ylabel="images [%]")
-    classes.set_xticks(range(10))
-    classes.set_ylim(0, 1.45 * classes.get_ylim()[1])
-    classes.legend(fontsize=7, loc="upper right")
-    return sheet
+        axes.bar(np.arange(len(percent)) + offset, percent, 0.96 * width, color=colour, label=label)
+    axes.set(xlabel="class by the classifier", ylabel="images [%]")
+    if len(classes) <= 15:
+        turned = sum(map(len, classes)) > 20
+        axes.set_xticks(range(len(classes)), [short(name) for name in classes], rotation=90 if turned else 0)
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -235,41 +317,11 @@ def table(metrics: Mapping[str, Any]) -> str:
         f"ELBO {metrics['elbo']:.2f} = −(reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}) "
         f"nats, NLL at most {metrics['nll']:.2f} ({metrics['nll_samples']} codes), "
         f"{metrics['active_units']} of {metrics['latent']} units active, likelihood {metrics['likelihood']}",
-        f"{'':26}{'FID':>9}{'density':>9}{'coverage':>10}{'confidence':>12}",
+        f"{'':26}{'FID':>9}{'density':>9}{'coverage':>10}{'confidence':>12}{'random FID':>12}",
     ]
     for name, row in metrics["quality"].items():
-        figures = f"{row['fid']:>9.2f}{row['density']:>9.3f}{row['coverage']:>10.3f}{row['confidence']:>12.3f}"
+        confidence = f"{row['confidence']:>12.3f}" if "confidence" in row else f"{'–':>12}"
+        figures = f"{row['fid']:>9.2f}{row['density']:>9.3f}{row['coverage']:>10.3f}{confidence}"
+        figures += f"{row['random_fid']:>12.2f}"
         lines.append(f"{name:26}{figures}")
     return "\n".join(lines)
-
-
-def sheet_of_samples(samples: Mapping[str, Tensor], captions: Mapping[str, str], caption: str) -> Figure:
-    """Samples of several models `(64, 1, 28, 28)` side by side, each under its name and figures."""
-    columns = min(4, len(samples))
-    rows = -(-len(samples) // columns)
-    size = (3.1 * columns, 3.7 * rows + 0.5)
-    sheet, panels = figure("Samples from each model's own prior", caption, rows=rows, columns=columns, size=size)
-    for axes, (name, images) in zip(panels, samples.items(), strict=False):
-        _show(axes, list(images.split(8)))
-        axes.set_title(captions[name], fontsize=8)
-    for axes in panels[len(samples) :]:
-        axes.set_visible(False)
-    return sheet
-
-
-def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: str) -> Figure:
-    """Paired differences with their intervals, one row for each claim; conclusive ones are coloured."""
-    figures = {"fid": "FID (lower is better)", "elbo": "ELBO [nats] (higher is better)"}
-    size = (11, 1.3 + 0.42 * len(differences))
-    sheet, panels = figure("Differences, seed by seed, with 95 % intervals", caption, columns=2, size=size)
-    for axes, (key, label) in zip(panels, figures.items(), strict=True):
-        for place, by_figure in enumerate(differences.values()):
-            difference = Interval(**by_figure[key])
-            estimate, low, high = difference.estimate, difference.low, difference.high
-            colour = COLOURS[1] if difference.conclusive else "0.5"
-            axes.plot([low, high], [place, place], color=colour)
-            axes.plot(estimate, place, "o", color=colour)
-        axes.axvline(0, color="0.2", linewidth=0.8)
-        axes.set_yticks(range(len(differences)), list(differences) if axes is panels[0] else [""] * len(differences))
-        axes.set(xlabel=f"difference in {label}", ylim=(len(differences) - 0.5, -0.5))
-    return sheet

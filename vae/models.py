@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.fast.convolution import MatrixConv2d, MatrixConvTranspose2d
@@ -22,37 +23,92 @@ ACTIVATIONS: dict[Architecture, type[nn.Module]] = {"fc": nn.ReLU, "conv": nn.Si
 SIDE = 28  # pixels
 
 
+class _Extras(TypedDict):
+    learn_noise: bool
+    classes: int
+    pseudo_inputs: int
+
+
 class VAE(nn.Module):
     """Posterior q(z|x) = N(m(x), s(x)²) over codes, and the means of p(x|z) for a code (Kingma & Welling 2014).
 
     `encoder` maps images `(B, 1, 28, 28)` to features `(B, width)`. `decoder` maps features `(B, width)` to one number
     for each pixel, the logit of its mean. Codes are computed in float32 also under autocast: a posterior can be
     narrower than the steps of bfloat16.
+
+    With `classes` it is conditional, q(z|x, y) and p(x|z, y) (Sohn et al. 2015): the class y joins the features and the
+    code as a one-hot vector. A model without classes ignores the labels that it is given.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, act: nn.Module, width: int, latent: int, *, learn_noise: bool
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        act: nn.Module,
+        width: int,
+        latent: int,
+        *,
+        learn_noise: bool,
+        classes: int = 0,
+        pseudo_inputs: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.act = encoder, decoder, act
-        self.posterior = nn.Linear(width, 2 * latent)
-        self.from_code = nn.Linear(latent, width)
+        self.encoder, self.decoder, self.act, self.classes = encoder, decoder, act, classes
+        self.posterior = nn.Linear(width + classes, 2 * latent)
+        self.from_code = nn.Linear(latent + classes, width)
         # Deviation of a pixel under the Gaussian likelihood, one for all (σ-VAE, Rybkin et al. 2021).
         self.log_noise = nn.Parameter(torch.tensor(-1.0)) if learn_noise else None
+        # Logits of the pseudo-inputs' pixels, and their classes: of the VampPrior, see `vae.priors.vamp`.
+        self.pseudo_inputs = nn.Parameter(torch.randn(pseudo_inputs, 1, SIDE, SIDE) - 2) if pseudo_inputs else None
+        self.pseudo_labels: Tensor | None
+        labelled = classes and pseudo_inputs
+        self.register_buffer("pseudo_labels", torch.arange(pseudo_inputs) % classes if labelled else None)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the posterior's mean and log-variance, both `(B, latent)`, for images `(B, 1, 28, 28)` in [0, 1]."""
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the posterior's mean and log-variance, both `(B, latent)`, for images `(B, 1, 28, 28)` in [0, 1].
+
+        `labels`: classes `(B,)`, or weights of the classes `(B, classes)`; needed by a conditional model alone.
+        """
         features = self.encoder(images)
         with torch.autocast(images.device.type, enabled=False):
-            mean, log_variance = self.posterior(features.float()).chunk(2, dim=1)
+            mean, log_variance = self.posterior(self._with_class(features.float(), labels)).chunk(2, dim=1)
         return mean, log_variance
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Returns logits `(B, 1, 28, 28)`, float32, for codes `(B, latent)`."""
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Returns logits `(B, 1, 28, 28)`, float32, for codes `(B, latent)` and labels as in `encode`."""
         with torch.autocast(codes.device.type, enabled=False):
-            features = self.act(self.from_code(codes))
+            features = self.act(self.from_code(self._with_class(codes, labels)))
         logits: Tensor = self.decoder(features).float()
         return logits
+
+    def _with_class(self, values: Tensor, labels: Tensor | None) -> Tensor:
+        if not self.classes:
+            return values
+        if labels is None:
+            raise ValueError("a conditional model needs labels")
+        weights = labels if labels.is_floating_point() else F.one_hot(labels, self.classes).to(values)
+        return torch.cat([values, weights], dim=1)
+
+    def components(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and log-variance, both `(K, latent)`, of the posteriors of the K pseudo-inputs.
+
+        The pixels are sigmoids of what is learned, so they stay in [0, 1]. Batch norm sees no images here: it applies
+        its running statistics, also in training.
+        """
+        assert self.pseudo_inputs is not None
+        training = self.encoder.training
+        self.encoder.eval()
+        components = self.encode(torch.sigmoid(self.pseudo_inputs), self.pseudo_labels)
+        self.encoder.train(training)
+        return components
+
+    @torch.no_grad()
+    def start_pseudo_inputs(self, images: Tensor, labels: Tensor) -> None:
+        """Sets the pseudo-inputs to images `(K, 1, 28, 28)` in [0, 1], a little less in contrast, and their classes."""
+        assert self.pseudo_inputs is not None
+        self.pseudo_inputs.copy_(torch.logit(0.05 + 0.9 * images))
+        if self.pseudo_labels is not None:
+            self.pseudo_labels.copy_(labels)
 
 
 def build(
@@ -62,21 +118,25 @@ def build(
     hidden: Sequence[int],
     channels: int,
     learn_noise: bool = False,
+    classes: int = 0,
+    pseudo_inputs: int = 0,
 ) -> VAE:
     """Returns a VAE with fresh weights: `fc` with layers of `hidden` units, `conv` with `channels` feature maps.
 
-    `deep` is Pythae's convolutional MNIST network, of fixed widths.
+    `deep` is Pythae's convolutional MNIST network, of fixed widths. With `classes` the model is conditional; with
+    `pseudo_inputs` it has so many, at random pixels, for the VampPrior.
     """
     act = ACTIVATIONS.get(arch, nn.ReLU)
+    extras: _Extras = {"learn_noise": learn_noise, "classes": classes, "pseudo_inputs": pseudo_inputs}
     if arch == "deep":
-        vae = VAE(*_deep(act), nn.Identity(), 1024, latent, learn_noise=learn_noise)
-        vae.from_code = nn.Linear(latent, 1024 * 16)
+        vae = VAE(*_deep(act), nn.Identity(), 1024, latent, **extras)
+        vae.from_code = nn.Linear(latent + classes, 1024 * 16)
         return vae.to(memory_format=torch.channels_last)
     if arch == "fc":
         encoder, decoder, width = _fully_connected(hidden, act)
     else:
         encoder, decoder, width = _convolutional(channels, act)
-    return VAE(encoder, decoder, act(), width, latent, learn_noise=learn_noise).to(memory_format=torch.channels_last)
+    return VAE(encoder, decoder, act(), width, latent, **extras).to(memory_format=torch.channels_last)
 
 
 def _fully_connected(hidden: Sequence[int], act: type[nn.Module]) -> tuple[nn.Module, nn.Module, int]:

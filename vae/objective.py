@@ -20,6 +20,7 @@ E log p(x|z) − KL(q(z|x) ‖ p(z)), here in nats (784 pixels, natural logarith
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -33,23 +34,55 @@ from common.device import random_stream
 from common.fast import replaced_by
 from vae import fast
 from vae.models import VAE
-from vae.priors import kl_divergence
+from vae.priors import Prior, kl_divergence, log_density
 
 Likelihood = Literal["bernoulli", "dynamic", "static", "gaussian"]
+Objective = Literal["elbo", "iwae"]
 
 # -- the objective -----------------------------------------------------------------------------------------------------
 
 
-def training_terms(model: VAE, images: Tensor, prior: Normal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def training_terms(
+    model: VAE, images: Tensor, prior: Prior, generator: torch.Generator, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns reconstruction error −E log p(x|z) and KL in nats, means over images `(B, 1, 28, 28)`; ELBO = −(sum).
 
-    The expectation is estimated with one code for each image (Kingma & Welling 2014, Eq. 10).
+    The expectation is estimated with one code for each image (Kingma & Welling 2014, Eq. 10). The KL is in closed form
+    for a Gaussian prior. For a mixture it has none, and is estimated at the same code, as log q(z|x) − log p(z).
     """
-    mean, log_variance = model.encode(images)  # q(z|x), both (B, latent)
+    mean, log_variance = model.encode(images, labels)  # q(z|x), both (B, latent)
     noise = torch.randn(mean.shape, device=mean.device, generator=generator)  # ε ~ N(0, 1)
-    codes, kl = codes_and_kl(mean, log_variance, noise, prior)
-    logits = model.decode(codes)
+    if isinstance(prior, Normal):
+        codes, kl = codes_and_kl(mean, log_variance, noise, prior)
+    else:
+        codes = reparameterised(mean, log_variance, noise)
+        kl = (log_posterior(noise, log_variance) - log_density(codes, prior)).mean()
+    logits = model.decode(codes, labels)
     return -log_likelihood(model, logits, images).mean(), kl
+
+
+def importance_weighted_terms(
+    model: VAE,
+    images: Tensor,
+    prior: Prior,
+    samples: int,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss −log 1/K Σ p(x|z)p(z)/q(z|x), reconstruction error and KL, in nats, means over images.
+
+    K = `samples` codes an image, reparameterised (Burda et al. 2016, Eq. 8). Reconstruction error and KL, which are
+    for the log, are means over the K codes: minus their sum estimates the ELBO.
+    """
+    mean, log_variance = model.encode(images, labels)  # (B, latent)
+    noise = torch.randn((samples, *mean.shape), device=mean.device, generator=generator)  # (K, B, latent)
+    codes = reparameterised(mean, log_variance, noise)
+    logits = model.decode(codes.flatten(0, 1), None if labels is None else labels.repeat(samples))
+    seen = images.expand(samples, *images.shape).flatten(0, 1)  # (K·B, 1, 28, 28)
+    likelihood = log_likelihood(model, logits, seen).view(samples, -1)  # (K, B)
+    ratio = log_posterior(noise, log_variance) - log_density(codes, prior)
+    bound = torch.logsumexp(likelihood - ratio, 0) - math.log(samples)
+    return -bound.mean(), -likelihood.mean(), ratio.mean()
 
 
 @replaced_by(fast.codes_and_kl)
@@ -62,6 +95,11 @@ def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor
     """Returns codes z = m + s·ε in the shape of the noise ε; gradients pass to m and s (section 2.4 of the paper)."""
     deviation = (0.5 * log_variance).exp()
     return mean + deviation * noise
+
+
+def log_posterior(noise: Tensor, log_variance: Tensor) -> Tensor:
+    """Returns log q(z|x) in nats, `(..., B)`, at the codes m + s·ε of the noise ε `(..., B, latent)`."""
+    return -(0.5 * (noise * noise + log_variance + math.log(2 * math.pi))).sum(-1)
 
 
 def log_likelihood(model: VAE, logits: Tensor, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import comparison
@@ -21,10 +21,12 @@ from common.report.document import (
 from common.report.folders import Folder, usable
 from common.stats import Interval, number
 from common.tables import Table, counted
-from vae.priors import prior_label
-from vae.study import COLUMNS, COMPARED, tables
+from vae import live
+from vae.priors import prior_label, vamp_label
+from vae.study import tables
 from vae.study_settings import described
 
+NEEDED = {"elbo", "nll", "fid", "fid_mixture", "coverage"}  # a study may have more; the older ones have these
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
     "claims": "Differences seed by seed with their 95 % intervals; the conclusive ones in colour.",
@@ -33,8 +35,11 @@ CAPTIONS = {
     "reconstructions": "Test images over what the decoder makes of the means of their posteriors.",
     "samples_prior": "What the decoder makes of codes from the prior.",
     "samples_mixture": "What the decoder makes of codes from a Gaussian mixture fitted to the training images' codes.",
-    "latent": "Posterior means of the test images by class, and the prior's contours at 1, 2 and 3 deviations.",
-    "manifold": "The latent plane at the prior's own quantiles (Kingma & Welling 2014, figure 4).",
+    "samples_by_class": "What a conditional model makes of the same codes in every class; a row a class.",
+    "latent": "Posterior means of the test images by class, and the prior: contours at 1, 2 and 3 deviations of a "
+    "Gaussian, the means of a mixture's components.",
+    "manifold": "The latent plane at the prior's own quantiles (Kingma & Welling 2014, figure 4); under a mixture at "
+    "those of the posterior means.",
     "traversals": "One test image's code, one dimension at a time moved through ±3 deviations of the prior.",
     "interpolations": "Straight lines between the codes of two test images each, the images themselves at the ends.",
     "quality": "FID, density and coverage of samples between ceiling and floor, and the classes samples fall into.",
@@ -46,8 +51,8 @@ class Metrics:
     """What the section needs of a run's metrics."""
 
     arch: str
-    prior_mean: float
-    prior_std: float
+    prior_mean: float | None  # None under a mixture
+    prior_std: float | None
     latent: int
     beta: float
     elbo: float
@@ -60,6 +65,7 @@ class Metrics:
     likelihood: str
     classifier: dict[str, Any]
     images_per_second: float
+    pseudo_inputs: int | None = None  # older runs have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +78,9 @@ class Study:
 
     def __post_init__(self) -> None:
         """Raises ValueError when a figure is missing."""
-        if not self.models or any(COLUMNS.keys() - model.keys() for model in self.models.values()):
+        if not self.models or any(NEEDED - model.keys() for model in self.models.values()):
             raise ValueError("a model lacks figures")
-        if any(set(COMPARED) - claim.keys() for claim in self.claims.values()):
+        if any(NEEDED - claim.keys() for claim in self.claims.values()):
             raise ValueError("a claim lacks figures")
 
 
@@ -106,10 +112,14 @@ def section(folders: Sequence[Folder]) -> Section:
             *stand_in_warning(folder),
             *said_and_measured(said, study),
             *(captioned(figure, CAPTIONS) for figure in figures),
-            *tables(study.models, differences),
+            *tables(study.models, differences, margins_of(folder)),
             run_details(folder, CAPTIONS, shown),
         ]
     runs = usable([folder for folder in folders if "arch" in folder.settings], Metrics)
+    for folder, model in live.newest([folder for folder, _ in runs]):
+        instead = [folder.figures[name] for name in ("manifold", "traversals") if name in folder.figures]
+        shown += instead
+        blocks += live.blocks(folder, model, [captioned(figure, CAPTIONS) for figure in instead])
     if runs:
         table = Table(HEAD, [row(folder, metrics) for folder, metrics in runs], COMPARE)
         blocks += [
@@ -140,7 +150,7 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
                 f"{name}{beta}: FID {texts[0][0]}, ELBO {texts[1][0]}",
                 ", ".join(interval or "none" for _, _, interval in texts),
                 len(study.seeds),
-                sentence(fid, elbo),
+                sentence(fid, elbo, margins_of(folder)),
                 link("study", folder.name),
                 bool(folder.stand_in_for),
             )
@@ -156,17 +166,31 @@ def said_and_measured(claims: Sequence[Claim], study: Study) -> list[Block]:
     return [Table(head, rows, caption)] if rows else []
 
 
-def sentence(fid: Interval, elbo: Interval) -> str:
-    """Returns the verdict on two differences, with the figures that show it."""
+def margins_of(folder: Folder) -> dict[str, float]:
+    """Returns a study's margins, figure → the largest difference that counts as none; older studies have none."""
+    margins = folder.settings.get("margins")
+    return {k: float(v) for k, v in margins.items() if isinstance(v, int | float)} if isinstance(margins, dict) else {}
+
+
+def sentence(fid: Interval, elbo: Interval, margins: Mapping[str, float]) -> str:
+    """Returns the verdict on two differences, with the figures that show it.
+
+    Where nothing is shown, it says whether both differences lie within the margin of none, or what the study would
+    have seen.
+    """
     word = verdict(fid, elbo)
     figures = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
     sentences = {
         "too few seeds": f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion",
-        "nothing shown": "no difference shown: both intervals contain 0",
         "better": f"better in {figures}",
         "worse": f"worse in {figures}",
     }
-    return sentences.get(word, word)
+    if word != "nothing shown":
+        return sentences.get(word, word)
+    if fid.within(margins.get("fid", 0)) and elbo.within(margins.get("elbo", 0)):
+        return f"no difference: within ±{margins['fid']:g} in FID and ±{margins['elbo']:g} nats in ELBO"
+    seen = f"{fid.smallest_seen:.0f} in FID, {elbo.smallest_seen:.1f} nats in ELBO"
+    return f"no difference shown: both intervals contain 0; the study would have seen {seen} (80 % power)"
 
 
 def verdict(fid: Interval, elbo: Interval) -> str:
@@ -198,14 +222,32 @@ HEAD = [
 ]
 
 
+def network_label(arch: str, settings: Mapping[str, Any]) -> str:
+    """Returns a model's network, and what else sets it apart beside its prior, its code and β."""
+    iwae = settings.get("objective") == "iwae"
+    chosen = {
+        "conditional": settings.get("conditional") is True,
+        f"IWAE (K = {settings.get('importance_samples') or 5})": iwae,
+        "mapped start": settings.get("initialisation") == "mapped",
+    }
+    return ", ".join([arch, *(name for name, holds in chosen.items() if holds)])
+
+
+def prior_of(metrics: Metrics) -> str:
+    """Returns a model's prior as the table writes it."""
+    if metrics.prior_mean is None or metrics.prior_std is None:
+        return vamp_label(metrics.pseudo_inputs or 0)
+    return prior_label(metrics.prior_mean, metrics.prior_std)
+
+
 def row(folder: Folder, metrics: Metrics) -> list[str]:
     """Returns a run's line of the table of single models."""
     settings = folder.settings
     capacity = settings.get("capacity")
     return [
         folder.label,
-        metrics.arch + (", mapped start" if settings.get("initialisation") == "mapped" else ""),
-        prior_label(metrics.prior_mean, metrics.prior_std),
+        network_label(metrics.arch, settings),
+        prior_of(metrics),
         str(metrics.latent),
         f"{metrics.beta:g}" + (f", capacity {capacity:g}" if isinstance(capacity, int | float) else ""),
         metrics.likelihood,
@@ -217,6 +259,6 @@ def row(folder: Folder, metrics: Metrics) -> list[str]:
         f"{metrics.density:.2f}",
         f"{metrics.coverage:.2f}",
         str(settings.get("generated", "")),
-        str(metrics.classifier.get("weights_sha256", ""))[:4],
+        str(metrics.classifier.get("weights_sha256", "none"))[:4],
         f"{metrics.images_per_second:.0f}",
     ]

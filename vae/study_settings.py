@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from annotated_types import Ge, MinLen
 
-from common import cli
+from common import cli, data
 from common.errors import UsageError
 from common.sweep.file import REPLACED, Arm, SweepFile, groups_of, pairs_of, seeds_of
-from vae.settings import Settings
+from vae.settings import DATASETS, ImageSet, Settings
 
 SCRIPT = "vae/train.py"
-SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)}  # set for the study, not for a model
+SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)} | {
+    "resize"
+}  # set for the study, not for a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,11 @@ class StudySettings(SweepFile, cli.RunSettings):
     smoke: ClassVar[dict[str, Any]] = {"dataset": "digits", "seeds": 2}
     replaced: ClassVar[Mapping[str, str]] = REPLACED
 
-    dataset: Literal["auto", "mnist", "digits"] = "auto"
-    """Images; auto takes MNIST where it can be had, else scikit-learn's digits, with a warning."""
+    dataset: ImageSet = "auto"
+    """Images; auto takes MNIST where it can be had, else scikit-learn's digits, with a warning. What is none of the
+    names is a folder of images, as for vae/train.py."""
+    resize: bool = False
+    """Resize the images of such a folder to 28×28 and turn them to grey; their aspect is not kept."""
     script: Annotated[str, tyro.conf.Fixed] = SCRIPT
     """The script of every run."""
     seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1
@@ -50,6 +55,7 @@ class StudySettings(SweepFile, cli.RunSettings):
             raise UsageError("a study needs arms: give a preset, --config configs/vae/sweeps/study_reference.yaml")
         if self.script != SCRIPT:
             raise UsageError(f"script {self.script}: a study is of {SCRIPT}; use python -m common.sweep")
+        data.require_dataset(self.dataset, DATASETS, self.resize)
         models = self.models
         seeds = seeds_of(self, self.seed)
         if self.pairs and len(seeds) < 2:
@@ -70,7 +76,8 @@ class StudySettings(SweepFile, cli.RunSettings):
         if self.smoke_test:
             chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
         passed: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "dataset")}
-        return {**chosen, **passed, "seed": seed}
+        resize = {"resize": True} if self.resize else {}  # older studies have runs without it
+        return {**chosen, **passed, **resize, "seed": seed}
 
     def model_settings(self, arm: Arm) -> Settings:
         """Returns the settings of one model with the first seed, as vae/train.py resolves them."""
@@ -85,7 +92,10 @@ def described(config: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], 
     if "models" in config:
         return dict(config["models"]), dict(config["claims"])
     try:
-        file = SweepFile(**{field.name: config[field.name] for field in dataclasses.fields(SweepFile)})
+        fields = [
+            field.name for field in dataclasses.fields(SweepFile) if field.name != "margins" or "margins" in config
+        ]
+        file = SweepFile(**{name: config[name] for name in fields})
         groups = groups_of(file)
         return {arm.name: arm.settings for group in groups for arm in group}, dict(pairs_of(file, groups))
     except (KeyError, TypeError, AttributeError, UsageError):

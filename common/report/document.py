@@ -6,6 +6,7 @@ import dataclasses
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -45,7 +46,25 @@ class Details:
     opened: bool = False
 
 
-Block = str | Table | Picture | Heading | Details  # a str is a paragraph; "# " begins a heading, "! " a warning
+@dataclasses.dataclass(frozen=True)
+class Widget:
+    """Something for a reader to work with, which a script builds in the page from `data`.
+
+    The script and the style stand in the page once, however many widgets share them. The script finds its widgets as
+    the elements of the class `kind`: in each of them lie `data`, in a script element of type application/json, and
+    `instead`, folded out. `instead` is what a reader sees without JavaScript, and all that Markdown shows.
+    """
+
+    kind: str
+    data: Mapping[str, Any]  # what JSON can hold
+    script: str  # JavaScript of our own: it is not escaped
+    style: str  # CSS of our own
+    instead: Sequence[Block]
+
+
+Block = (
+    str | Table | Picture | Heading | Details | Widget
+)  # a str is a paragraph; "# " begins a heading, "! " a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +113,15 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 def details_in(blocks: Sequence[Block]) -> Iterator[Details]:
     """Yields every folded block, those within others too."""
+    return (block for block in nested(blocks) if isinstance(block, Details))
+
+
+def nested(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Yields every block, and those within them."""
     for block in blocks:
-        if isinstance(block, Details):
-            yield block
-            yield from details_in(block.blocks)
+        yield block
+        if isinstance(block, Details | Widget):
+            yield from nested(block.blocks if isinstance(block, Details) else block.instead)
 
 
 def runs_details(

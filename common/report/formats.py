@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from common.files import git_commit, write_atomically
 from common.plotting import png_bytes
-from common.report.document import Block, Details, Heading, Picture, Section, anchor
+from common.report.document import Block, Details, Heading, Picture, Section, Widget, anchor, nested
 from common.report.pictures import FigureFile
 from common.tables import Table
 
@@ -29,8 +30,11 @@ def as_html(sections: Sequence[Section]) -> str:
     """Returns the page. It is one file: it loads nothing from elsewhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
+    widgets = [block for s in sections for block in nested(s.blocks) if isinstance(block, Widget)]
     return template.render(
         sections=[(anchor(s.title), s.title, Markup(_blocks_html(s.blocks))) for s in sections],
+        styles=[Markup(style) for style in dict.fromkeys(widget.style for widget in widgets)],
+        scripts=[Markup(script) for script in dict.fromkeys(widget.script for widget in widgets)],
         commit=(git_commit() or "")[:8],
     )
 
@@ -53,6 +57,10 @@ def _block_html(block: Block, folded: bool) -> str:
         return _folded_html(title, _table_html(block)) if folded and len(block.rows) > LONG else _table_html(block)
     if isinstance(block, Details):
         return _folded_html(block.title, _blocks_html(block.blocks, folded=False), block.link, block.opened)
+    if isinstance(block, Widget):
+        data = f'<script type="application/json">{htmlsafe_json_dumps(block.data)}</script>'
+        instead = _folded_html("As a picture", _blocks_html(block.instead), opened=True) if block.instead else ""
+        return f'<div class="{block.kind}">{data}\n{instead}</div>'
     return _picture_html(block)
 
 
@@ -136,6 +144,10 @@ def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iter
         else:
             write_atomically(file, content)
             yield f"![{block.title}]({folder.name}/{file.name})"
+    elif isinstance(block, Widget):
+        for index, inner in enumerate(block.instead):
+            yield from _block_markdown(inner, folder, f"{name}-{index}", heading)
+        return  # each of them ends in an empty line
     else:
         yield f'{heading}# <a id="{block.link}"></a>{block.title}' if block.link else f"{heading}# {block.title}"
         for index, inner in enumerate(block.blocks):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 import yaml
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.model_selection import ParameterGrid
 
@@ -55,6 +55,8 @@ class SweepFile:
     """Arm with which all others are compared, seed by seed."""
     comparisons: Annotated[dict[str, tuple[str, str]], tyro.conf.Fixed] = dataclasses.field(default_factory=dict)
     """Name of a difference → the two arms, first − second, seed by seed."""
+    margins: Annotated[dict[str, Annotated[float, Gt(0)]], tyro.conf.Fixed] = dataclasses.field(default_factory=dict)
+    """Figure → the largest difference that counts as none. Name it before the study runs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.comparison import Column, difference_table, from_baseline, mean_table
 from common.experiment import say
-from common.files import read_metrics, write_atomically
+from common.files import numbers, read_metrics, write_atomically
 from common.sweep.file import Arm, SweepFile, run_name
 from common.sweep.jobs import Work
-from common.tables import BOLD, Table, as_csv
+from common.tables import BOLD, Table, as_csv, margins_named
 
 OF_THE_MACHINE = ("threads", "seconds", "peak_memory_bytes")  # figures in metrics.json that are no result
 
@@ -45,17 +45,9 @@ def outcome(work: Work, arm: Arm, seed: int) -> Outcome:
             return Outcome(arm, seed, "not finished")
         source = metrics["dataset"]
         dataset = f"STAND-IN {source['name']}" if source.get("stand_in_for") else source["name"]
-        return Outcome(arm, seed, "finished", dataset, dict(_numbers(metrics)))
+        return Outcome(arm, seed, "finished", dataset, numbers(metrics))
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome(arm, seed, "damaged")
-
-
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", value
 
 
 def shared_numbers(outcomes: Sequence[Outcome]) -> list[str]:
@@ -87,15 +79,16 @@ def tables(outcomes: Sequence[Outcome], figures: Sequence[str], file: SweepFile)
     if unknown and any(arms.values()):
         say(f"warning: columns: no figure in metrics.json is called {', '.join(unknown)}")
     datasets = {one.dataset for one in outcomes if one.state == "finished"}
-    caption = f"Means over seeds with 95 % bootstrap intervals, on {', '.join(sorted(datasets)) or 'nothing yet'}."
+    caption = f"Means over seeds with 95 % intervals, on {', '.join(sorted(datasets)) or 'nothing yet'}."
     if len(datasets) > 1:
         caption += " These runs do not compare: they used different data."
-    columns = [Column(name) for name in figures]
+    columns = [Column(name, margin=file.margins.get(name)) for name in figures]
+    margins = margins_named({name: margin for name, margin in file.margins.items() if name in figures})
     result = [mean_table(arms, columns, caption)]
     if file.baseline is not None:
-        caption = f"Differences from {file.baseline}, seed by seed, with 95 % bootstrap intervals; {BOLD}."
+        caption = f"Differences from {file.baseline}, seed by seed, with 95 % intervals; {BOLD}.{margins}"
         result.append(difference_table(arms, from_baseline(arms, file.baseline), columns, caption, heading="arm"))
     if file.comparisons:
-        caption = f"Differences seed by seed, with 95 % bootstrap intervals; {BOLD}."
+        caption = f"Differences seed by seed, with 95 % intervals; {BOLD}.{margins}"
         result.append(difference_table(arms, file.comparisons, columns, caption))
     return result

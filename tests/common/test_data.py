@@ -14,6 +14,8 @@ from PIL import Image
 
 from common import data, sources
 from common.errors import RunError
+from common.raw import fit_shape
+from tests.common.pictures import sixteen_bits
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CPU = torch.device("cpu")
@@ -75,6 +77,9 @@ def load(folder: Path, name: str = "cifar10") -> data.Dataset:
 @pytest.mark.parametrize("form", ["folder", "tar.xz", "tar.gz", "zip"])
 def test_folder_and_archives_give_the_same_pixels(tmp_path: Path, form: str) -> None:
     files = image_files()
+    expected = np.asarray(Image.open(io.BytesIO(files["test/bird/1.png"])))
+    for name in ("train/cat/._0.png", "__MACOSX/test/dog/._1.png", "__MACOSX/train/emu/1.png", "train/.DS_Store"):
+        files[name] = b"what a Mac leaves"
     if form == "folder":
         write_folder(tmp_path / "cifar10", files)
     elif form == "zip":
@@ -86,7 +91,6 @@ def test_folder_and_archives_give_the_same_pixels(tmp_path: Path, form: str) -> 
     raw = sources.cifar10(tmp_path)
     assert raw.classes == tuple(CLASSES)
     assert raw.train_labels.tolist() == sorted(raw.train_labels.tolist())
-    expected = np.asarray(Image.open(io.BytesIO(files["test/bird/1.png"])))
     assert np.array_equal(raw.test_images[2 * 3 + 1].permute(1, 2, 0).numpy(), expected)
     assert "JPEG" not in raw.source
     again = sources.cifar10(tmp_path)  # from the cache
@@ -133,6 +137,8 @@ def test_archive_cannot_write_outside(tmp_path: Path) -> None:
         ("bad image", "is not a readable image"),
         ("wrong size", "32×32"),
         ("missing class", "same 10 classes"),
+        ("missing in test", "test/cat/ is missing or has no images, unlike train/cat/"),
+        ("16 bits", r"train/cat/1\.png is not a readable image \(16-bit grey"),
     ],
 )
 def test_damaged_archives_are_named(tmp_path: Path, damage: str, told: str) -> None:
@@ -141,8 +147,16 @@ def test_damaged_archives_are_named(tmp_path: Path, damage: str, told: str) -> N
         files["train/cat/1.png"] = files["train/cat/1.png"][:60]
     if damage == "missing class":
         files = {name: content for name, content in files.items() if "/cat/" not in name}
+    if damage == "missing in test":
+        files = {name: content for name, content in files.items() if "test/cat/" not in name}
+    if damage == "16 bits":
+        files["train/cat/1.png"] = sixteen_bits(32)
+    write_folder(tmp_path / "folder" / "cifar10", files)
     path = tmp_path / "cifar10.tar.xz"
     write_tar(path, files)
+    if damage not in ("truncated", "garbage"):
+        with pytest.raises(RunError, match=told):  # also as a folder
+            load(tmp_path / "folder")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     if damage == "garbage":
@@ -276,8 +290,8 @@ def test_no_augmentation_is_the_identity(generator: torch.Generator) -> None:
 
 def test_fit_shape_keeps_what_fits() -> None:
     images = torch.randint(256, (3, 3, 32, 32)).to(torch.uint8)
-    assert data.fit_shape(images, (3, 32, 32)) is images
-    grown = data.fit_shape(torch.full((2, 1, 8, 8), 77, dtype=torch.uint8), (3, 32, 32))
+    assert fit_shape(images, (3, 32, 32)) is images
+    grown = fit_shape(torch.full((2, 1, 8, 8), 77, dtype=torch.uint8), (3, 32, 32))
     assert grown.shape == (2, 3, 32, 32)
     assert (grown == 77).all()
 

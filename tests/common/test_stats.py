@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from common import stats
 
 
-def test_mean_lies_in_its_interval_and_the_interval_in_the_data() -> None:
+def test_mean_lies_in_its_interval() -> None:
     interval = stats.mean([3.0, 1.0, 4.0, 1.0, 5.0])
     assert interval.estimate == pytest.approx(2.8)
-    assert 1 <= interval.low < 2.8 < interval.high <= 5
+    assert interval.low < 2.8 < interval.high
     assert interval == stats.mean([3.0, 1.0, 4.0, 1.0, 5.0])  # the same every time
 
 
@@ -42,20 +43,28 @@ def test_arms_of_different_length_are_refused() -> None:
         stats.paired_difference([1.0, 2.0], [1.0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "coverage"), [(2, 0.5), (3, 0.75), (5, 0.835)])
-def test_coverage_for_few_seeds_is_what_the_docstring_says(seeds: int, coverage: float) -> None:
-    """Of 95 % percentile intervals over so few normal values, this share contains the mean."""
+def test_few_values_get_students_interval() -> None:
+    """Mean ± t(n − 1) s/√n with the quantile from a table: 2.776 of four degrees of freedom."""
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    half = 2.776 * np.std(values, ddof=1) / np.sqrt(5)
+    interval = stats.mean(values)
+    assert (interval.low, interval.high) == pytest.approx((2.8 - half, 2.8 + half), abs=1e-3)
+    assert stats.mean([-0.1, -0.3, -0.41]).low == pytest.approx(-0.27 - 4.303 * 0.1572 / np.sqrt(3), abs=1e-3)
+
+
+@pytest.mark.parametrize(("seeds", "coverage"), [(2, 0.95), (3, 0.95), (5, 0.95), (9, 0.95), (10, 0.9), (20, 0.93)])
+def test_how_often_an_interval_of_95_percent_contains_the_mean(seeds: int, coverage: float) -> None:
+    """Of normal values: Student's up to nine, the bootstrap from ten on."""
     generator = np.random.default_rng(0)
-    intervals = [stats.mean(generator.normal(size=seeds).tolist(), resamples=500) for _ in range(600)]
+    intervals = [stats.mean(generator.normal(size=seeds).tolist(), resamples=300) for _ in range(600)]
     covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
-    assert covered == pytest.approx(coverage, abs=0.04)
+    assert covered == pytest.approx(coverage, abs=0.025)
 
 
 @pytest.mark.parametrize(("seeds", "conclusive"), [(2, False), (4, False), (5, True)])
 def test_nothing_is_concluded_from_fewer_than_five_values(seeds: int, conclusive: bool) -> None:
     values = [1.0 + 0.1 * seed for seed in range(seeds)]
-    assert stats.mean(values).low > 0
+    assert seeds == 2 or stats.mean(values).low > 0
     assert stats.mean(values).conclusive is conclusive
     assert stats.probability_of_improvement([values], [[0.0] * 9]).values == seeds
 
@@ -125,3 +134,48 @@ def test_intervals_are_written_with_the_digits_they_carry(interval: stats.Interv
 
 def test_differences_carry_their_sign() -> None:
     assert stats.Interval(3.25, 1.0, 5.0).text(1, signed=True) == "+3.2 [+1.0, +5.0]"
+
+
+def test_within_a_margin_is_the_whole_interval() -> None:
+    assert stats.Interval(0.1, -0.2, 0.4).within(0.5)
+    assert not stats.Interval(0.1, -0.2, 0.6).within(0.5)
+    assert not stats.Interval(-0.4, -0.6, -0.2).within(0.5)
+    assert not stats.Interval(0.0, -0.1, 0.1, 4).within(0.5)  # too few values for a conclusion
+
+
+def test_the_smallest_difference_seen_is_seen_in_four_of_five_studies() -> None:
+    """Simulated: normal differences around that value, with the spread that the interval had on average."""
+    generator = np.random.default_rng(0)
+    spread = stats.Interval(0.0, -1.0, 1.0, 8)
+    deviation = 1 / 2.365 * np.sqrt(8)  # t₀.₉₇₅ of seven degrees of freedom
+    studies = generator.normal(spread.smallest_seen, deviation, size=(2000, 8))
+    seen = np.mean([stats.mean(study.tolist()).conclusive for study in studies])
+    assert seen == pytest.approx(0.8, abs=0.04)
+
+
+def test_t_and_welch_intervals_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(1, 1, 12), generator.normal(0, 3, 7)
+    own, welch = stats.t_mean(one.tolist()), stats.welch_difference(one.tolist(), other.tolist())
+    expected = scipy.stats.ttest_1samp(one, 0.0).confidence_interval()
+    assert (own.low, own.high) == pytest.approx((expected.low, expected.high))
+    expected = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+    assert (welch.low, welch.high) == pytest.approx((expected.low, expected.high))
+    assert (welch.estimate, welch.values) == (pytest.approx(one.mean() - other.mean()), 7)
+    assert stats.welch_difference([1.0], [3.0, 4.0]).low == -2.5
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_power_is_how_often_simulated_studies_see_the_difference(paired: bool) -> None:
+    seeds = stats.seeds_needed(0.8, 1.0, paired=paired)
+    assert stats.power(0.8, 1.0, seeds - 1, paired=paired) < 0.8 <= stats.power(0.8, 1.0, seeds, paired=paired)
+    one, other = np.random.default_rng(1).normal(0, 1, (2, 20_000, seeds))
+    tests = scipy.stats.ttest_1samp(one + 0.8, 0, axis=1) if paired else scipy.stats.ttest_ind(one + 0.8, other, axis=1)
+    assert (tests.pvalue < 0.05).mean() == pytest.approx(stats.power(0.8, 1.0, seeds, paired=paired), abs=0.01)
+
+
+def test_a_bootstrap_of_unpaired_arms_has_about_welchs_width() -> None:
+    one, other = np.random.default_rng(2).normal(0, 1, (2, 60)).tolist()
+    drawn, welch = stats.bootstrap_difference(one, other, paired=False), stats.welch_difference(one, other)
+    assert drawn.estimate == pytest.approx(welch.estimate)
+    assert drawn.high - drawn.low == pytest.approx(welch.high - welch.low, rel=0.05)

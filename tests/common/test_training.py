@@ -1,5 +1,6 @@
 """The loop: plain SGD is what it does, resume is exact, the average is an average, NaN stops it."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,11 +164,87 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Path) ->
         return value * (float("nan") if epoch == 2 else 1.0), measured
 
     run = a_run(tmp_path)
-    with pytest.raises(
-        RunError, match=r"loss of epoch 3 \(step 9\) is nan; the last good checkpoint is .*train.state.pt"
-    ):
+    told = r"train, epoch 3: the first number that is not finite, loss of step 7, is nan; the last good checkpoint is "
+    with pytest.raises(RunError, match=told + ".*train.state.pt"):
         train(run, recipe(), spoil)
     assert run.history("train")["step"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        ("kl", "not finite, kl of step 5, is inf"),
+        ("both", "not finite, reconstruction and kl of step 5, is inf"),
+        ("gradient", "every term of step 6, after a too large step 5: its first one, reconstruction, is nan"),
+    ],
+)
+def test_the_term_that_failed_first_is_named(tmp_path: Path, spoilt: str, told: str) -> None:
+    """Terms of a VAE's loss; a gradient that is not finite shows in all terms of the next step."""
+    step = 0
+
+    def spoil(
+        model: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal step
+        step += 1
+        reconstruction = loss(model, indices, epoch, generator)[0]
+        kl = model[0].weight.square().mean()  # type: ignore[index]
+        infinite = torch.tensor(float("inf")) if step == 5 else torch.tensor(0.0)
+        if spoilt == "gradient" and step == 5:
+            model[0].weight.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[index]
+        kl = kl + (infinite if spoilt != "gradient" else 0)
+        value = reconstruction + (infinite if spoilt == "both" else 0)
+        accuracy = torch.tensor(0.5) * (model[0].weight.sum() if spoilt == "gradient" else 1)  # type: ignore[index]
+        return value + kl, {"reconstruction": value, "kl": kl, "accuracy": accuracy}
+
+    with pytest.raises(RunError, match=told):
+        train(a_run(tmp_path), recipe(), spoil)
+
+
+def test_a_training_is_stopped_within_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.training.CHECK_EVERY", 2)
+    steps = 0
+
+    def spoil(
+        model: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal steps
+        steps += 1
+        return loss(model, indices, epoch, generator)[0] * float("nan"), {}
+
+    with pytest.raises(
+        RunError, match="epoch 1: the first number that is not finite, loss of step 1, is nan; no check"
+    ):
+        train(a_run(tmp_path), recipe(), spoil)
+    assert steps == 2
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "with_last", "without"), [(50, 16, 4, 3), (49, 16, 3, 3), (48, 16, 3, 3), (5, 16, 1, 1)]
+)
+def test_what_is_left_over_is_a_batch_if_asked_for(
+    examples: int, batch_size: int, with_last: int, without: int
+) -> None:
+    """Not a single example: batch norm cannot take it."""
+    assert Recipe(1, batch_size, triangular(0.5), "float32", last_batch=True).steps(examples) == with_last
+    assert Recipe(1, batch_size, triangular(0.5), "float32").steps(examples) == without
+
+
+def test_an_epoch_with_its_last_batch_sees_every_example_and_weighs_them_alike(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    def watch(
+        model: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(indices)
+        return loss(model, indices, epoch, generator)[0], {"index": indices.float().mean()}
+
+    run = a_run(tmp_path)
+    train(run, dataclasses.replace(recipe(), last_batch=True), watch)
+    assert [len(batch) for batch in seen] == [16, 16, 16, 2] * 4
+    for epoch in range(4):
+        assert torch.equal(torch.cat(seen[4 * epoch : 4 * epoch + 4]).sort().values, torch.arange(50))
+    assert run.history("train")["index/train"] == pytest.approx([24.5] * 4)  # not a mean of batch means
 
 
 def test_damaged_checkpoint_is_told(tmp_path: Path) -> None:

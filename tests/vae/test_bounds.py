@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from common.device import random_stream
-from vae import models
-from vae.bounds import active_units, evaluate_bounds
+from vae import models, priors
+from vae.bounds import active_units, decoded, evaluate_bounds, posterior_means, shown_variance, warning_of_collapse
 from vae.models import VAE
 
 STANDARD = Normal(torch.tensor(0.0), torch.tensor(1.0))
@@ -78,11 +78,11 @@ class LinearGaussian(VAE):
         precision = torch.diag(torch.eye(latent) + self.loadings.T @ self.loadings / noise**2)
         self.variance, self.noise, self.widen = 1 / precision, noise, widen
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean = self.variance * ((images.flatten(1) - 0.5) @ self.loadings) / self.noise**2
         return mean, (self.widen**2 * self.variance).log().expand_as(mean)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return torch.logit(0.5 + codes @ self.loadings.T, eps=1e-6).view(-1, 1, 28, 28)
 
     def nll(self, images: Tensor) -> float:
@@ -132,3 +132,103 @@ def test_evaluation_leaves_mode_and_global_random_state_alone() -> None:
     evaluate_bounds(vae, some_images(), STANDARD, samples=2, seed=0)
     assert vae.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_shown_variance_is_0_of_a_constant_decoder_and_1_of_a_perfect_one() -> None:
+    vae, images = model().requires_grad_(False), some_images()
+    means, _ = posterior_means(vae, images)
+    assert 0 < shown_variance(vae, means, images) < 0.1  # not trained
+    vae.from_code.weight.zero_()
+    assert shown_variance(vae, means, images) == pytest.approx(0, abs=1e-6)
+    logits = torch.logit(images.float() / 255, eps=1e-6)
+    vae.decode = lambda codes, labels=None: logits  # type: ignore[method-assign]
+    assert shown_variance(vae, means, images) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_class_that_is_given_does_not_show_that_the_code_is_used() -> None:
+    vae, images, labels = (
+        models.build("fc", 3, hidden=(32,), channels=8, classes=2),
+        some_images(),
+        torch.arange(12) % 2,
+    )
+    vae.requires_grad_(False).eval()
+    means, _ = posterior_means(vae, images, labels)
+    assert shown_variance(vae, means, images, labels) > 1e-5
+    vae.from_code.weight[:, :3] = 0
+    by_class = decoded(vae, means, labels)
+    assert not torch.equal(by_class[0], by_class[1])
+    assert shown_variance(vae, means, images, labels) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_to_try_is_what_the_settings_allow() -> None:
+    assert "Try a smaller --beta" in str(warning_of_collapse(0, 3, 60.0, 0.0, gaussian=False))
+    told = str(warning_of_collapse(0, 3, 0.0, 0.0, weighed=False))
+    assert "Try --objective elbo or more --epochs" in told
+    assert "--beta" not in told
+
+
+@pytest.mark.parametrize(
+    ("active", "kl", "shown", "told"),
+    [
+        (3, 20.0, 0.6, None),
+        (1, 0.3, 0.02, None),
+        (0, 0.001, 0.0, "collapsed: 0 of 3 units are active (KL 0.001 nats"),
+        (3, 0.05, 0.5, "the decoder ignores its code (KL 0.05 nats"),
+        (3, 20.0, 0.005, "the decoder ignores its code (KL 20 nats; of the images' variance 0.5% shows"),
+        (0, 60.0, 0.05, "still far from this prior, where training started). Try --initialisation mapped"),
+    ],
+)
+def test_a_code_that_says_nothing_is_told_with_what_to_try(
+    active: int, kl: float, shown: float, told: str | None
+) -> None:
+    warning = warning_of_collapse(active, 3, kl, shown)
+    if told is None:
+        assert warning is None
+    else:
+        assert told in str(warning)
+        assert "Try --initialisation mapped" in str(warning) or "Try a smaller --beta" in str(warning)
+
+
+def test_bounds_of_a_mixture_average_the_kl_over_the_codes() -> None:
+    torch.manual_seed(0)
+    vae = models.build("fc", 3, hidden=(32,), channels=8, pseudo_inputs=4)
+    images = some_images(4).round().clamp(0, 1) * 255
+    with torch.no_grad():
+        prior = priors.vamp(vae)
+        ours = evaluate_bounds(vae, images, prior, samples=6, seed=3)
+        noise = torch.randn((6, 4, 3), generator=random_stream(3, "codes of the bounds"))
+        x = images.float() / 255
+        mean, log_variance = vae.encode(x)
+        posterior = Normal(mean, (0.5 * log_variance).exp())
+        codes = mean + posterior.stddev * noise
+        components = Independent(Normal(prior.means, (0.5 * prior.log_variances).exp()), 1)
+        log_prior = MixtureSameFamily(Categorical(torch.ones(4)), components).log_prob(codes)
+        ratio = posterior.log_prob(codes).sum(2) - log_prior
+        likelihood = torch.stack([Bernoulli(logits=vae.decode(of)).log_prob(x).sum((1, 2, 3)) for of in codes])
+    nll = -(torch.logsumexp(likelihood - ratio, 0) - math.log(6)).mean()
+    expected = {
+        "reconstruction": -likelihood.mean(),
+        "kl": ratio.mean(),
+        "nll": nll,
+        "elbo": (likelihood - ratio).mean(),
+    }
+    assert ours == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
+
+
+def test_bounds_of_a_conditional_model_are_those_of_each_class_alone() -> None:
+    torch.manual_seed(0)
+    vae = models.build("fc", 3, hidden=(32,), channels=8, classes=10)
+    images = some_images(1).expand(8, 1, 28, 28)
+    labels = torch.arange(8) % 2
+    both = evaluate_bounds(vae, images, STANDARD, samples=2000, seed=0, labels=labels)
+    alone = [evaluate_bounds(vae, images, STANDARD, samples=2000, seed=1, labels=labels * 0 + c) for c in (0, 1)]
+    assert both["kl"] == pytest.approx((alone[0]["kl"] + alone[1]["kl"]) / 2, rel=1e-5)
+    middle = (alone[0]["reconstruction"] + alone[1]["reconstruction"]) / 2
+    assert both["reconstruction"] == pytest.approx(middle, abs=0.05)
+    assert abs(alone[0]["reconstruction"] - alone[1]["reconstruction"]) > 0.5
+    many = images.expand(8, 1, 28, 28).repeat(200, 1, 1, 1)
+    means, _ = posterior_means(vae, many, labels.repeat(200))  # more than one batch
+    assert len(means.unique(dim=0)) == 2
+    images_by_class = decoded(vae, means[:1].expand(1600, 3), labels.repeat(200))
+    torch.testing.assert_close(images_by_class[0], images_by_class[1598])
+    assert not torch.equal(images_by_class[0], images_by_class[1])

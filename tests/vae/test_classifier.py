@@ -1,5 +1,6 @@
 """The classifier that evaluates samples: good enough on real images, and its features those before the ReLU."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from common import cli, data
 from common.data import Split
 from common.experiment import Run
-from vae.classifier import Classifier, drawn, trained_judge
+from vae.classifier import UNCLASSIFIED, Classifier, drawn, trained_judge
+from vae.features import FeatureSpace
 from vae.settings import Settings
 from vae.train import main
 
@@ -66,3 +68,19 @@ def test_classifier_separates_features_from_head() -> None:
     assert features.shape == (4, 64)
     assert (features < 0).any()  # before the ReLU
     torch.testing.assert_close(network(images), network.head(features.relu()))
+
+
+def test_one_class_leaves_the_random_convolutions_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
+    one_class = dataclasses.replace(digits, classes=("images",))
+    judge = trained_judge(Run(Settings(results_dir=tmp_path), "vae", "one", torch.device("cpu")), one_class, 100)
+    assert "one class" in capsys.readouterr().err
+    images = digits.train.images[:100] / 255
+    (row,) = judge.evaluate_all({"real": images}, "comparing").values()
+    expected = FeatureSpace.of(judge.random_network(drawn(digits.test, 100).images / 255)).compare(
+        judge.random_network(images)
+    )
+    assert list(row) == UNCLASSIFIED
+    for name, value in expected.items():
+        assert row[name] == row[f"random_{name}"] == pytest.approx(value, rel=1e-4)
+    assert "accuracy" not in judge.record()

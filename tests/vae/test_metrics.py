@@ -95,9 +95,10 @@ def test_mixture_codes_fill_the_clusters_the_codes_have(generator: torch.Generat
     centres = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 5.0]])
     which = torch.randint(3, (6000,), generator=generator)
     means = centres[which] + 0.1 * torch.randn(6000, 2, generator=generator)
-    codes = samplers.mixture_codes(means, 3000, seed=0)
+    mixture = samplers.fitted_mixture(means, seed=0)
+    codes = samplers.mixture_codes(mixture, 3000, seed=0)
     distance = torch.cdist(codes, centres).min(1)
     assert distance.values.max() < 1
     assert distance.indices.bincount(minlength=3).min() > 850
-    assert torch.equal(codes, samplers.mixture_codes(means, 3000, seed=0))
+    assert torch.equal(codes, samplers.mixture_codes(mixture, 3000, seed=0))
     assert (distance.indices[:1000] != distance.indices[0]).any()  # not sorted by component

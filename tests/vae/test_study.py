@@ -12,7 +12,10 @@ import yaml
 
 from common import cli
 from common.sweep.file import groups_of, read
-from vae.study import COLUMNS, COMPARED, compare, main, tables
+from tests.common.pictures import colour, encoded, write
+from vae.classifier import MEASURES
+from vae.settings import Settings
+from vae.study import COLUMNS, COMPARED, beta_sweeps, compare, main, of_samples, tables
 from vae.study_settings import StudySettings, described
 
 STUDY: dict[str, Any] = {
@@ -96,24 +99,42 @@ def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys:
 
 
 def test_differences_are_first_minus_second_seed_by_seed() -> None:
-    keys = ("fid", "elbo", "nll", "fid_mixture", "coverage")
+    keys = ("fid", "random_fid", "fid_mixture", "elbo", "nll", "density", "coverage", "confidence")
     models = {"one": {key: [3.0, 5.0] for key in keys}, "other": {key: [1.0, 2.0] for key in keys}}
     claims = compare(models, [4, 5], {"claim": ("one", "other")})
     assert list(claims["claim"]) == list(keys)
-    assert claims["claim"]["elbo"] == {"estimate": 2.5, "low": 2.0, "high": 3.0, "values": 2}
+    half = 12.706 * 0.5  # Student's t of one degree of freedom times the standard error of 2 and 3
+    assert claims["claim"]["elbo"] == pytest.approx(
+        {"estimate": 2.5, "low": 2.5 - half, "high": 2.5 + half, "values": 2}, abs=1e-3
+    )
 
 
 def test_tables_of_what_metrics_json_holds() -> None:
     models = {"plain": {key: [1.0, 2.5] for key in COLUMNS}}
     gain = {"estimate": -1.0, "low": -2.0, "high": -0.5, "values": 5}
-    means, claims = tables(models, {"b − a": {key: gain for key in COMPARED}})
+    means, claims = tables(models, {"b − a": {key: gain for key in COMPARED}}, {"fid": 3.0})
     assert means.caption == "Means over 2 seeds, nats an image; evaluated on the test images at β = 1."
-    head = "model | ELBO | NLL ≤ | reconstruction | KL | FID | FID, mixture | density | coverage"
-    assert list(means.head) == head.split(" | ")
-    assert means.rows == [["plain", *["1.75"] * 6, "1.750", "1.750"]]
-    assert list(claims.head) == ["claim", "FID", "ELBO", "NLL ≤", "FID, mixture", "coverage"]
-    assert claims.rows == [["b − a", *["**−1.0 [−2.0, −0.5]**"] * 5]]
-    assert len(tables(models, {})) == 1
+    head = "model | ELBO | NLL ≤ | reconstruction | KL | FID | FID, mixture | FID, random features | density | coverage"
+    assert list(means.head) == [*head.split(" | "), "confidence"]
+    assert means.rows == [["plain", *["1.75"] * 7, *["1.750"] * 3]]
+    assert list(claims.head) == [
+        *("claim", "FID", "FID, random features", "FID, mixture", "ELBO", "NLL ≤"),
+        *("density", "coverage", "confidence"),
+    ]
+    assert claims.rows == [["b − a", "**−1.0 [−2.0, −0.5]** ≈", *["**−1.0 [−2.0, −0.5]**"] * 7]]
+    assert len(tables(models, {}, {})) == 1
+
+
+@pytest.mark.slow
+def test_images_of_one_class_are_compared_without_a_classifier(tmp_path: Path, own_cache: None) -> None:
+    folder = write(tmp_path / "own", {f"{seed}.png": encoded(colour(seed)) for seed in range(120)})
+    where = ["--dataset", str(folder), "--resize", "--results-dir", str(tmp_path), "--run-name", "s"]
+    cli.run(main, StudySettings, ["--config", preset(tmp_path), *where])
+    metrics = json.loads((tmp_path / "vae" / "s" / "metrics.json").read_text())
+    assert metrics["dataset"]["name"] == "folder-own"
+    assert metrics["models"]["beta"]["fid"] == metrics["models"]["beta"]["random_fid"]
+    assert "confidence" not in metrics["models"]["beta"]
+    assert metrics["claims"]["β-VAE − VAE"].keys() >= {"fid", "elbo", "coverage"}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +149,13 @@ def test_tables_of_what_metrics_json_holds() -> None:
         ({"seeds": 1}, "at least 2 seeds"),
         ({"shared": {"seed": 3}}, "seed is not for an arm to set"),
         ({"shared": {"device": "cpu"}}, "device is not for an arm to set"),
+        ({"shared": {"resize": True}}, "resize is not for an arm to set"),
+        ({"shared": {"arch": "conv", "hidden": [7]}}, "arms: beta: --hidden 7 with --arch conv"),
+        (
+            {"dataset": "nmist"},
+            "--dataset nmist: choose one of auto, mnist, fashion-mnist, kmnist, digits, or a folder",
+        ),
+        ({"resize": True}, "--resize with --dataset digits"),
         ({"arms": {"a": {"generated": 100}, "b": {"generated": 200}}, "comparisons": {}}, "the same generated"),
         ({"arms": {"a/b": {"latent": 2}}, "comparisons": {}}, "a/b"),
         ({"script": "pruning/run.py"}, "script pruning/run.py: a study is of vae/train.py"),
@@ -190,7 +218,7 @@ def test_what_a_config_describes_in_either_form() -> None:
 
 def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.CaptureFixture[str]) -> None:
     paths = sorted(Path("configs/vae/sweeps").glob("study_*.yaml"))
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         settings = cli.parse(StudySettings, ["--config", str(path)])
         settings.check()
@@ -200,3 +228,41 @@ def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.Captu
         moved = cli.parse(StudySettings, ["--config", str(before)])
         assert capsys.readouterr().err == f"{before} has moved to {path}\n"
         assert moved.arms == settings.arms
+
+
+def test_models_that_differ_in_beta_are_lines_of_one_figure() -> None:
+    """A line for each prior and each set of samples; two values of β are no line."""
+    betas = (0.1, 1.0, 4.0)
+    models = {f"normal{beta}": Settings(beta=beta, sample_prior="gaussian12") for beta in betas}
+    models |= {f"gaussian12{beta}": Settings(prior="gaussian12", beta=beta) for beta in betas}
+    models |= {"a": Settings(latent=2), "b": Settings(latent=2, beta=4)}
+    sweeps = beta_sweeps(models)
+    assert list(sweeps) == ["conv 16"]
+    own, mismatched, other = sweeps["conv 16"].values()  # N(1, 2²) has no other set
+    assert list(sweeps["conv 16"])[1] == "trained under N(0, 1), samples from N(1, 2²)"
+    assert own == {beta: (f"normal{beta}", False) for beta in betas}
+    assert mismatched == {beta: (f"normal{beta}", True) for beta in betas}
+    assert other == {beta: (f"gaussian12{beta}", False) for beta in betas}
+
+
+def test_learned_priors_and_conditional_models_are_lines_of_their_own() -> None:
+    """And a model on the importance-weighted bound, which has no β, does not take the place of the one with β = 1."""
+    betas = (0.1, 1.0, 4.0)
+    models = {f"plain{beta}": Settings(beta=beta) for beta in betas}
+    models |= {f"vamp{beta}": Settings(beta=beta, prior="vamp", sample_prior="normal") for beta in betas}
+    models |= {f"conditional{beta}": Settings(beta=beta, conditional=True) for beta in betas}
+    models |= {"iwae": Settings(objective="iwae")}
+    sweeps = beta_sweeps(models)
+    assert list(sweeps) == ["conv 16", "conditional conv 16"]
+    plain, vamp, mismatched = sweeps["conv 16"].values()
+    assert plain == {beta: (f"plain{beta}", False) for beta in betas}
+    assert vamp == {beta: (f"vamp{beta}", False) for beta in betas}
+    assert mismatched == {beta: (f"vamp{beta}", True) for beta in betas}
+    (conditional,) = sweeps["conditional conv 16"].values()
+    assert conditional == {beta: (f"conditional{beta}", False) for beta in betas}
+
+
+def test_the_figure_of_mismatched_samples_is_under_the_same_names() -> None:
+    figures = {name: [1.0] for name in MEASURES} | {f"mismatched_{name}": [2.0] for name in MEASURES}
+    assert of_samples(figures, mismatched=False) == {name: [1.0] for name in MEASURES}
+    assert of_samples(figures, mismatched=True) == {name: [2.0] for name in MEASURES}

@@ -1,6 +1,7 @@
 """The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
 
 import csv
+import dataclasses
 import fcntl
 import json
 import os
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from common import cli, data
+from common.experiment import Run
 from common.files import load_weights, save_weights
-from vae import bounds, classifier, objective
-from vae.priors import mapped_to
+from vae import bounds, classifier, objective, plane, samplers
+from vae.priors import kl_divergence, mapped_to
 from vae.settings import Settings
-from vae.train import initial_model, main
+from vae.train import generate, initial_model, main
+from vae.train import train as train_model
 
 Refused = Callable[..., tuple[int, str]]
 Killed = Callable[[Sequence[str], Path, str], Path]
@@ -40,6 +44,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
     """The run folder of the whole experiment at its smallest: one epoch of a small β-VAE, one of the classifier."""
     folder = tmp_path_factory.mktemp("results")
     short = [*QUICK, "--latent", "2", "--nll-samples", "3", "--prior", "gaussian12", "--beta", "3"]
+    short += ["--sample-mean", "9"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "EPOCHS", 1)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # no other test shall find it
@@ -82,11 +87,46 @@ def test_the_smallest_run_writes_what_the_contract_says(quick: Path) -> None:
     assert metrics["elbo"] == pytest.approx(-metrics["reconstruction"] - metrics["kl"])
     assert metrics["fid"] == metrics["quality"]["prior samples"]["fid"]
     assert {p.stem for p in (quick / "figures").iterdir()} == {
-        *("training", "reconstructions", "samples_prior", "samples_mixture", "latent", "manifold"),
-        *("interpolations", "quality", "early_look"),
+        *("training", "reconstructions", "samples_prior", "samples_mismatched", "samples_mixture", "latent"),
+        *("manifold", "interpolations", "quality", "early_look"),
     }
+    shown = plane.read(quick / plane.FILE)
+    assert (shown.latent, shown.prior_mean, shown.prior_std, shown.copied) == (2, 1, 2, False)
+    assert metrics["sample_prior"] == {"mean": 9, "std": 2}
+    assert metrics["quality"]["mismatched samples"] != metrics["quality"]["prior samples"]
     (row,) = (row for row in csv.DictReader((quick / "history.csv").open()) if row["stage"] == "vae")
     assert float(row["loss/train"]) == pytest.approx(float(row["reconstruction/train"]) + 3 * float(row["kl/train"]))
+
+
+def test_mismatched_samples_are_of_the_same_draws(quick: Path) -> None:
+    """Codes of N(9, 2²), where the model's own are of N(1, 2²): moved by 8, and decoded by the same model."""
+    settings = settings_of(quick)
+    model = initial_model(settings, classes=10)
+    model.load_state_dict(load_weights(quick / "checkpoints" / "vae.safetensors"))
+    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
+    mixture = load_weights(quick / "checkpoints" / "mixture.safetensors")
+    images = generate(settings, model.eval(), mixture, dataset.train.labels)
+    assert list(images) == ["prior samples", "mismatched samples", "mixture samples"]
+    codes = samplers.prior_codes(settings.prior_on(torch.device("cpu")), settings.generated, 2, settings.seed)
+    torch.testing.assert_close(images["prior samples"], bounds.decoded(model, codes))
+    torch.testing.assert_close(images["mismatched samples"], bounds.decoded(model, codes + 8))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parameters"),
+    [
+        ({"sample_prior": "own"}, None),
+        ({"sample_prior": "normal"}, None),  # the model's own by its name
+        ({"sample_prior": "gaussian12"}, (1.0, 2.0)),
+        ({"sample_mean": 3.0}, (3.0, 1.0)),
+        ({"sample_prior": "gaussian12", "sample_std": 0.5}, (1.0, 0.5)),
+        ({"prior": "gaussian12", "sample_prior": "normal"}, (0.0, 1.0)),
+    ],
+)
+def test_which_prior_the_mismatched_samples_are_from(
+    chosen: dict[str, Any], parameters: tuple[float, float] | None
+) -> None:
+    assert Settings(**chosen).mismatched_parameters == parameters
 
 
 @pytest.mark.slow
@@ -101,6 +141,9 @@ def test_writes_what_the_contract_says(smoke: Path) -> None:
         *("interpolations", "quality", "early_look"),
     }
     assert list(smoke.glob("events.out.tfevents.*"))
+    shown = plane.read(smoke / plane.FILE)
+    assert (shown.latent, len(shown.dimensions), shown.copied) == (16, 4, True)
+    assert 0 < shown.error < 0.05
     rows = list(csv.DictReader((smoke / "history.csv").open()))
     assert [row["stage"] for row in rows][:8] == ["vae"] * 8
     assert float(rows[7]["elbo/validation"]) > float(rows[0]["elbo/validation"])
@@ -129,7 +172,7 @@ def test_evaluated_at_beta_1_whatever_was_trained(smoke: Path) -> None:
     settings, device = settings_of(smoke), torch.device("cpu")
     assert settings.beta == 3
     dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
-    model = initial_model(settings)
+    model = initial_model(settings, classes=10)
     model.load_state_dict(load_weights(smoke / "checkpoints" / "vae.safetensors"))
     test = objective.as_seen(dataset, settings.likelihood).test.images
     means, deviations = bounds.posterior_means(model.eval(), test)
@@ -162,6 +205,7 @@ def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path, ki
     assert "going on after epoch" in done.stderr
     ours, unbroken = (load_weights(r / "checkpoints" / "vae.safetensors") for r in (run, smoke))
     assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
+    assert (run / plane.FILE).read_bytes() == (smoke / plane.FILE).read_bytes()
     mine, theirs = metrics_of(run), metrics_of(smoke)
     for key in ("elbo", "nll", "fid", "coverage", "classifier"):
         assert mine[key] == theirs[key]
@@ -189,8 +233,13 @@ def test_another_networks_file_is_told(quick: Path, tmp_path: Path, file: str, r
         ["--likelihood", "gaussian", "--latent", "3"],
         ["--likelihood", "bernoulli", "--prior-mean", "-1", "--prior-std", "0.5"],
         ["--likelihood", "static", "--beta", "5", "--capacity", "4"],
-        ["--initialisation", "mapped", "--prior", "gaussian12"],
-        ["--arch", "conv", "--channels", "8", "--ema-decay", "0.9"],
+        ["--initialisation", "mapped", "--prior", "gaussian12", "--mapped-rates", "--ema-decay", "0.9"],
+        ["--arch", "conv", "--channels", "8", "--ema-decay", "0.9", "--hidden", "512", "256"],
+        ["--latent", "2", "--prior", "vamp", "--pseudo-inputs", "20", "--sample-prior", "normal"],
+        ["--latent", "1", "--prior", "vamp", "--beta", "2", "--likelihood", "gaussian"],
+        ["--latent", "3", "--conditional", "--prior", "gaussian12", "--initialisation", "mapped", "--mapped-rates"],
+        ["--latent", "2", "--conditional", "--prior", "vamp", "--objective", "iwae", "--ema-decay", "0.9"],
+        ["--objective", "iwae", "--arch", "conv", "--channels", "8", "--hidden", "512", "256", "--conditional"],
     ],
 )
 def test_every_choice_runs_to_the_end(
@@ -199,16 +248,19 @@ def test_every_choice_runs_to_the_end(
     cli.run(main, Settings, [*QUICK, *arguments, "--results-dir", str(tmp_path), "--nll-samples", "3"])
     run = Path(capsys.readouterr().out.splitlines()[-1])
     metrics, settings = metrics_of(run), settings_of(run)
-    assert (metrics["prior_mean"], metrics["prior_std"]) == settings.prior_parameters
+    assert (metrics["prior_mean"], metrics["prior_std"]) == (settings.prior_parameters or (None, None))
+    assert (run / "figures" / "samples_by_class.png").exists() == settings.conditional == ("class_agreement" in metrics)
     assert (run / "figures" / "manifold.png").exists() == (settings.latent == 2)
     assert (run / "figures" / "traversals.png").exists() == (settings.latent != 2)
 
 
 def test_mapped_start_is_the_plain_start_under_the_standard_prior() -> None:
-    plain = initial_model(Settings(prior="normal", arch="fc", latent=3, seed=4))
+    plain = initial_model(Settings(prior="normal", arch="fc", latent=3, seed=4), classes=10)
     settings = Settings(prior="gaussian12", arch="fc", latent=3, seed=4, initialisation="mapped")
     expected = mapped_to(plain.state_dict(), settings.prior_on(torch.device("cpu")))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in initial_model(settings).state_dict().items())
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in initial_model(settings, classes=10).state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +278,39 @@ def test_mapped_start_is_the_plain_start_under_the_standard_prior() -> None:
         (["--kl-warmup-epochs", "9", "--epochs", "3"], 2, "--kl-warmup-epochs 9"),
         (["--hidden", "0"], 2, "--hidden"),
         (["--initialisation", "mapped"], 2, "choose another prior"),
+        (["--mapped-rates"], 2, "--mapped-rates needs --initialisation mapped"),
+        (["--sample-prior", "laplace"], 2, "gaussian12"),
+        (["--sample-std", "0"], 2, "--sample-std 0"),
         (["--prior-mean", "nan"], 2, "--prior-mean"),
+        (["--arch", "conv", "--hidden", "7"], 2, "--hidden 7 with --arch conv: it is for --arch fc and has no effect"),
+        (["--arch", "deep", "--hidden", "7", "5"], 2, "--hidden 7 5 with --arch deep"),
+        (["--arch", "fc", "--channels", "32"], 2, "--channels 32 with --arch fc: it is for --arch conv and has no"),
+        (["--arch", "deep", "--channels", "32"], 2, "--channels 32 with --arch deep"),
+        (["--prior-std", "2e18"], 2, "--prior-std 2e+18: allowed are 1e-18 to 1e+18"),
+        (["--prior-std", "5e-19"], 2, "--prior-std 5e-19: allowed are 1e-18 to 1e+18"),
+        (["--prior-mean", "-2e18"], 2, "--prior-mean -2e+18: allowed are -1e+18 to 1e+18"),
+        (["--prior-mean", "1", "--prior-std", "1e-7"], 2, "a mean of at most 1e+06 deviations is allowed"),
+        (["--sample-std", "2e18"], 2, "--sample-std 2e+18: allowed are 1e-18 to 1e+18"),
+        (["--sample-std", "1e-30"], 2, "--sample-std 1e-30: allowed are 1e-18 to 1e+18"),
+        (["--sample-mean", "2e18"], 2, "--sample-mean 2e+18: allowed are -1e+18 to 1e+18"),
+        (["--sample-mean", "3e6"], 2, "--sample-mean 3e+06 with --sample-std 1: a mean of at most 1e+06 deviations"),
+        (["--dataset", "fasion-mnist"], 2, "choose one of auto, mnist, fashion-mnist, kmnist, digits, or a folder"),
+        (["--dataset", "mnist", "--resize"], 2, "--resize with --dataset mnist"),
+        (["--dataset", "tests"], 1, "tests: no images"),
+        (["--prior", "vamp", "--initialisation", "mapped"], 2, "--initialisation mapped with --prior vamp"),
+        (["--prior", "vamp", "--prior-mean", "1"], 2, "--prior-mean 1 with --prior vamp"),
+        (["--prior", "vamp", "--prior-std", "2"], 2, "--prior-std 2 with --prior vamp"),
+        (["--prior", "vamp", "--pseudo-inputs", "0"], 2, "--pseudo-inputs 0"),
+        (["--prior", "vamp", "--sample-std", "2"], 2, "--sample-prior normal or gaussian12"),
+        (["--pseudo-inputs", "9"], 2, "--pseudo-inputs 9 with --prior normal: needs --prior vamp"),
+        (["--objective", "iwae", "--beta", "2"], 2, "--beta 2 with --objective iwae"),
+        (["--objective", "iwae", "--capacity", "3"], 2, "--capacity 3 with --objective iwae"),
+        (["--objective", "iwae", "--kl-warmup-epochs", "1"], 2, "--kl-warmup-epochs 1 with --objective iwae"),
+        (["--objective", "iwae", "--importance-samples", "0"], 2, "--importance-samples 0"),
+        (["--importance-samples", "5"], 2, "--importance-samples 5 with --objective elbo: needs --objective iwae"),
+        (["--objective", "vimco"], 2, "iwae"),
+        (["--elbo-epochs", "2"], 2, "--elbo-epochs 2 with --objective elbo: needs --objective iwae"),
+        (["--objective", "iwae", "--elbo-epochs", "9", "--epochs", "9"], 2, "--elbo-epochs 9 with --epochs 9"),
         (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
         (["--dataset", "mnist", "--data-dir", "{damaged}"], 1, "train-images-idx3-ubyte: damaged"),
         (["--results-dir", "README.md"], 1, "README.md"),
@@ -245,6 +329,102 @@ def test_bad_input_is_one_line_and_the_right_status(
     got, line = refused(main, Settings, arguments)
     assert got == status
     assert told in line
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1e-18), (0.0, 1e18), (1e18, 1e18), (-1e6, 1.0)])
+def test_the_kl_of_every_allowed_prior_is_finite(mean: float, std: float) -> None:
+    settings = Settings(prior_mean=mean, prior_std=std)
+    settings.check()
+    start = torch.zeros(1)
+    assert torch.isfinite(kl_divergence(start, start, settings.prior_on(torch.device("cpu")))).all()
+
+
+def folder_of_digits(folder: Path, *, classes: bool, count: int = 200) -> Path:
+    """Writes some of scikit-learn's digits as 28×28 images, flat or in class folders."""
+    digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
+    for i in range(count):
+        path = folder / (f"digit {int(digits.train.labels[i]) % 3}" if classes else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.train.images[i, 0].numpy()).save(path)
+    return folder
+
+
+OWN = ["--arch", "fc", "--hidden", "16", "--epochs", "1", "--generated", "100", "--nll-samples", "2", "--latent", "2"]
+
+
+def test_a_folder_without_classes_and_its_resume(
+    own_cache: None, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Judged in the space of random convolutions alone; a changed image is refused."""
+    folder = folder_of_digits(tmp_path / "own", classes=False)
+    arguments = ["--dataset", str(folder), "--results-dir", str(tmp_path)]
+    cli.run(main, Settings, [*OWN, *arguments])
+    told = capsys.readouterr()
+    run = Path(told.out.splitlines()[-1])
+    assert run.name.startswith("folder-own-fc-normal-2-seed0-")
+    assert "one class, so there is no classifier" in told.err
+    metrics = metrics_of(run)
+    assert metrics["dataset"]["source"] == "image folder own, a fixed random tenth of it as test images"
+    assert metrics["classifier"].keys() == {"space", "random_weights_sha256"}
+    for row in metrics["quality"].values():
+        assert (row["fid"], row["coverage"]) == (row["random_fid"], row["random_coverage"])
+        assert "confidence" not in row
+    assert not (run / "checkpoints" / "classifier.safetensors").exists()
+    (run / "metrics.json").unlink()
+    (folder / "7.png").write_bytes((folder / "8.png").read_bytes())
+    status, line = refused(main, Settings, ["--resume", str(run)])
+    assert status == 1
+    assert "the run began on" in line
+
+
+@pytest.mark.slow
+def test_a_folder_with_three_classes(
+    own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of_digits(tmp_path / "own", classes=True)
+    monkeypatch.chdir(tmp_path)
+    cli.run(main, Settings, [*OWN, "--dataset", "own", "--results-dir", str(tmp_path), "--run-name", "three"])
+    run = tmp_path / "vae" / "three"
+    metrics = metrics_of(run)
+    assert metrics["dataset"]["classes"] == 3
+    assert len(metrics["quality"]["prior samples"]["classes"]) == 3
+    assert settings_of(run).dataset == str(tmp_path / "own")  # so that it can be resumed from elsewhere
+
+
+@pytest.mark.slow
+def test_a_conditional_model_of_three_classes(
+    own_cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With every option at once: the learned prior, its mismatched samples, and classes that are no digits."""
+    folder = folder_of_digits(tmp_path / "own", classes=True)
+    options = ["--conditional", "--prior", "vamp", "--pseudo-inputs", "6", "--sample-prior", "gaussian12"]
+    cli.run(main, Settings, [*OWN, *options, "--dataset", str(folder), "--results-dir", str(tmp_path)])
+    run = Path(capsys.readouterr().out.splitlines()[-1])
+    assert run.name.startswith("folder-own-fc-conditional-vamp-2-seed0-")
+    metrics = metrics_of(run)
+    assert 0 <= metrics["class_agreement"] <= 1
+    assert metrics["quality"]["mismatched samples"]["fid"] != metrics["quality"]["prior samples"]["fid"]
+    assert metrics["sample_prior"] == {"mean": 1.0, "std": 2.0}
+    assert load_weights(run / "checkpoints" / "vae.safetensors")["from_code.weight"].shape == (16, 2 + 3)
+    assert not (run / plane.FILE).exists()
+
+
+def test_a_conditional_model_of_one_class_is_refused(tmp_path: Path, refused: Refused) -> None:
+    folder = folder_of_digits(tmp_path / "own", classes=False)
+    arguments = [*OWN, "--conditional", "--dataset", str(folder), "--results-dir", str(tmp_path)]
+    status, line = refused(main, Settings, arguments)
+    assert status == 2
+    assert f"--conditional with --dataset {folder}: its images have one class" in line
+    assert not (tmp_path / "vae").exists()
+
+
+@pytest.mark.slow
+def test_a_collapsed_model_is_told(own_cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_digits(tmp_path / "own", classes=False)
+    cli.run(main, Settings, [*OWN, "--dataset", str(folder), "--beta", "1e5", "--results-dir", str(tmp_path)])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING"))
+    assert "0 of 2 units are active" in line
+    assert "--beta" in line
 
 
 @pytest.mark.slow
@@ -321,3 +501,84 @@ def test_the_plain_formulas_train_the_same_model(smoke: Path, tmp_path: Path) ->
     assert weights[0].keys() == weights[1].keys()
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])  # the switch was on
     assert metrics_of(plain)["elbo"] == pytest.approx(metrics_of(fast)["elbo"], rel=0.03)
+
+
+EVERYTHING = ["--prior", "vamp", "--pseudo-inputs", "30", "--objective", "iwae", "--importance-samples", "2"]
+
+
+def test_resume_after_an_epoch_gives_the_weights_of_an_unbroken_run(
+    own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pseudo-inputs, their classes, the drawn codes and the moving average all go on where they were."""
+    arguments = [*QUICK, "--latent", "3", "--epochs", "2", *EVERYTHING, "--conditional", "--ema-decay", "0.9"]
+    options = cli.parse(Settings, [*arguments, "--results-dir", str(tmp_path)])
+    device = torch.device("cpu")
+    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
+    seen = objective.as_seen(dataset, "dynamic")
+    unbroken = train_weights(Run(options, "vae", "unbroken", device), options, seen)
+    log = Run.log
+
+    def stopped_before_epoch_2(self: Run, stage: str, step: int, scalars: Any) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        log(self, stage, step, scalars)
+
+    broken = Run(options, "vae", "broken", device)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", stopped_before_epoch_2)
+        with pytest.raises(KeyboardInterrupt):
+            train_weights(broken, options, seen)
+    assert (broken.checkpoints / "vae.state.pt").exists()
+    assert not (broken.checkpoints / "vae.safetensors").exists()
+    broken._lock_file.close()
+    resumed = Run(dataclasses.replace(options, resume=broken.path), "vae", "", device)
+    weights = train_weights(resumed, options, seen)
+    assert weights.keys() >= {"pseudo_inputs", "pseudo_labels"}
+    assert all(torch.equal(tensor, unbroken[name]) for name, tensor in weights.items())
+    start = initial_model(options, classes=10).state_dict()["pseudo_inputs"]
+    assert not torch.allclose(weights["pseudo_inputs"], start)
+
+
+def test_epochs_on_the_elbo_come_before_those_on_the_importance_weighted_bound(tmp_path: Path) -> None:
+    arguments = [*QUICK, "--latent", "3", "--prior", "vamp", "--pseudo-inputs", "9", "--objective", "iwae"]
+    options = cli.parse(Settings, [*arguments, "--epochs", "2", "--elbo-epochs", "1", "--results-dir", str(tmp_path)])
+    device = torch.device("cpu")
+    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
+    run = Run(options, "vae", "both", device)
+    train_model(run, options, objective.as_seen(dataset, "dynamic"))
+    history = run.history("vae")
+    first, second = zip(*(history[f"{name}/train"] for name in ("loss", "reconstruction", "kl")), strict=True)
+    assert first[0] == pytest.approx(first[1] + first[2], rel=1e-6)
+    assert second[0] < second[1] + second[2] - 1e-3  # Jensen
+
+
+def train_weights(run: Run, settings: Settings, seen: data.Dataset) -> dict[str, torch.Tensor]:
+    return train_model(run, settings, seen).state_dict()
+
+
+@pytest.mark.slow
+def test_a_conditional_model_draws_the_class_it_is_asked_for(own_cache: None, tmp_path: Path) -> None:
+    arguments = ["--smoke-test", "--arch", "fc", "--conditional", "--run-name", "asked"]
+    train(*arguments, "--results-dir", str(tmp_path))
+    assert metrics_of(tmp_path / "vae" / "asked")["class_agreement"] > 0.5  # chance: 0.1; seeds: 0.75 to 0.89
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "title"),
+    [
+        ({}, "conv-normal-16", "convolutional VAE, prior N(0, 1), 16 dimensions"),
+        ({"prior": "gaussian12", "beta": 4.0}, "conv-beta4-gaussian12-16", None),
+        ({"prior_std": 3.0}, "conv-prior0_3-16", None),
+        ({"prior": "vamp"}, "conv-vamp-16", "convolutional VAE, prior VampPrior (500 pseudo-inputs), 16 dimensions"),
+        (
+            {"prior": "vamp", "objective": "iwae", "conditional": True},
+            "conv-conditional-iwae5-vamp-16",
+            "convolutional conditional IWAE (K = 5), prior VampPrior (500 pseudo-inputs), 16 dimensions",
+        ),
+    ],
+)
+def test_names_and_titles_say_what_the_model_is(options: dict[str, Any], name: str, title: str | None) -> None:
+    settings = Settings(**options)
+    settings.check()
+    assert settings.model_name == name
+    assert title is None or settings.model_title == title

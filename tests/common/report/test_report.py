@@ -18,7 +18,7 @@ from common.stats import Interval
 from common.tables import Table, parse
 from pruning.report import section as pruning_section
 from tests.common.report.conftest import edit
-from tests.common.report.runs import pruning_run, rl_run
+from tests.common.report.runs import pruning_run, rl_run, vae_run
 from vae.report import verdict
 
 
@@ -92,6 +92,19 @@ def test_a_claim_is_judged_by_its_interval_only(tmp_path: Path) -> None:
     assert "dense open" in pruning_verdict(find(tmp_path / "five"))
 
 
+def test_what_a_network_at_chance_saves_is_marked(tmp_path: Path) -> None:
+    """Its recalibrated accuracy and dense first layer are told too, of the run that has them."""
+    pruning_run(tmp_path / "ours")
+    gone = pruning_run(tmp_path / "gone", allocation="uniform", keep_first_layer=True, finetuned_accuracy=0.097)
+    edit(gone / "metrics.json", lambda v: v.update(theoretical_speedup=16342.0, recalibrated_accuracy=0.1234))
+    main(Report(tmp_path, output=tmp_path / "page.html"))
+    text = " ".join(text_of(tmp_path / "page.html").split())
+    assert text.count("16,342.00× (at chance)") == 2  # the arm's row, and the run's
+    assert "3.19× (at chance)" not in text
+    assert "12.34 % 9.70 %" in text
+    assert "uniform, first layer dense" in text
+
+
 def pruning_verdict(folders: list[Folder]) -> str:
     (claim,) = pruning_section(folders).claims
     return claim.verdict
@@ -101,8 +114,8 @@ def test_measured_figures_stand_beside_those_of_the_report(page: Path) -> None:
     text = " ".join(text_of(page).split())
     assert "dense test accuracy 87 % 87.46 %" in text
     assert "convolution weights kept 23 % 22.97 %" in text
-    assert "stacked − none +484 [−251, +1473] nothing shown 0.72" in text
-    assert "against SAC without curiosity +484 return [−251, +1473] not shown: the interval contains 0" in text
+    assert "stacked − none +484 [−859, +1828] nothing shown 0.72" in text
+    assert "against SAC without curiosity +484 return [−859, +1828] not shown: the interval contains 0" in text
     assert "conv 16: β-VAE − VAE, N(1, 2²) +318 [+312, +325]" in text
     assert "conv 16: the same, mapped start" in text
     assert "a|b +1.0 [0.5, 1.5]" in text  # the sweep's table
@@ -154,7 +167,7 @@ def test_markdown_has_its_figures_beside_it(results: Path, tmp_path: Path, capsy
     assert len(figures) > 10
     assert all((tmp_path / figure).is_file() for figure in figures)
     assert len(figures) == len(set(figures))
-    assert "| stacked − none | +484 [−251, +1473] |" in text
+    assert "| stacked − none | +484 [−859, +1828] |" in text
     assert "\n## Pruning\n" in text
     links = set(re.findall(r"\]\(#(.*?)\)", text))
     assert {"run-vae-fc16-", "run-rl-none-", "study-vae-claims-"} <= {re.sub(r"\w{8}$", "", link) for link in links}
@@ -176,6 +189,21 @@ def test_a_lower_fid_and_a_higher_elbo_are_better(
     intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
     assert verdict(*intervals) == words
     assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
+
+
+def test_a_learned_prior_and_what_else_is_new_stand_in_the_models_row(tmp_path: Path) -> None:
+    changes = {
+        "prior": "vamp",
+        "objective": "iwae",
+        "importance_samples": 8,
+        "conditional": True,
+        "pseudo_inputs": None,
+    }
+    run = vae_run(tmp_path / "learned", **changes)
+    edit(run / "metrics.json", lambda metrics: metrics.update(prior_mean=None, prior_std=None, pseudo_inputs=300))
+    main(Report(tmp_path, output=tmp_path / "page.html"))
+    text = " ".join(text_of(tmp_path / "page.html").split())
+    assert "fc, conditional, IWAE (K = 8) VampPrior (300 pseudo-inputs) 16" in text
 
 
 def test_the_details_of_a_lone_run_are_open(tmp_path: Path) -> None:
@@ -218,20 +246,20 @@ def test_accuracy_against_sparsity_is_paired_by_seed(tmp_path: Path) -> None:
     main(Report(tmp_path, format="md"))
     text = (tmp_path / "report.md").read_text()
     own, other = text.split("### Accuracy against sparsity: sweep")
-    assert "dense control, trained as long: 89.00 [88.00, 90.00] % (2 seeds)" in own
+    assert "dense control, trained as long: 89.00 [76.29, 101.71] % (2 seeds)" in own
     assert "grey: the mean of 2 dense controls and of 2 dense controls with distillation 0.9 (T 2)" in own
     assert "fine-tuning, label_smoothing 0.3, on cpu; dense control, trained as long: 90.00 % (1 seed)" in other
     assert "fine-tuning, label_smoothing 0.2, on cpu; dense control" in own
-    assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [80.00, 85.00] | −6.50 [−8.00, −5.00] |" in text
-    assert "| lamp | gradual | 95.0 % | 2 | 87.50 [87.00, 88.00] | −1.50 [−2.00, −1.00] |" in text
-    assert "| lamp | gradual (fraction 0.9) | 95.0 % | 2 | 10.00 | −79.00 [−80.00, −78.00] |  |" in text
+    assert "| lamp | one-shot | 95.0 % | 2 | 82.50 [50.73, 114.27] | −6.50 [−25.56, +12.56] |" in text
+    assert "| lamp | gradual | 95.0 % | 2 | 87.50 [81.15, 93.85] | −1.50 [−7.85, +4.85] |" in text
+    assert "| lamp | gradual (fraction 0.9) | 95.0 % | 2 | 10.00 | −79.00 [−91.71, −66.29] |  |" in text
     assert "| 20.00 |" not in text
-    assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−2.00, +0.00] |  |" in text
+    assert "| lamp | gradual, regrow 0.5 | 95.0 % | 2 | 88.00 | −1.00 [−13.71, +11.71] |  |" in text
     assert (
-        "| lamp | gradual, distillation 0.9 (T 2) | 95.0 % | 2 | 89.00 [88.50, 89.50] "
-        "| +0.00 [−0.50, +0.50] | −1.00 [−1.50, −0.50] |"
+        "| lamp | gradual, distillation 0.9 (T 2) | 95.0 % | 2 | 89.00 [82.65, 95.35] "
+        "| +0.00 [−6.35, +6.35] | −1.00 [−7.35, +5.35] |"
     ) in text
-    assert "trained as long, distillation 0.9 (T 2): 90.00 [89.00, 91.00] % (2 seeds)" in text
+    assert "trained as long, distillation 0.9 (T 2): 90.00 [77.29, 102.71] % (2 seeds)" in text
     assert "the same arm and seed: pruning/twice-0, pruning/twice-1." in text
 
 

@@ -34,7 +34,7 @@ def test_every_combination_with_every_seed_and_one_table(
     assert rows["rate2", "5"]["loss"] == "7.0"
     assert rows["rate2", "5"]["inner/score"] == "2.0"
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "| rate1 | 2 | 5.0 [4.0, 6.0] | 2.000 |" in text
+    assert "| rate1 | 2 | 5 [−8, 18] | 2.000 |" in text
     assert text.splitlines()[-1] == "| rate2 | 2 | +1.000 | +0 |"  # the seeds' own loss is gone in the difference
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path / 'out'}\n"

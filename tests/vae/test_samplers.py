@@ -1,0 +1,36 @@
+"""Which classes and which images are drawn, and codes of the learned prior."""
+
+import torch
+
+from common.data import Split
+from vae import samplers
+from vae.priors import PosteriorMixture
+
+
+def test_classes_are_drawn_by_their_frequency() -> None:
+    labels = torch.tensor([0] * 60 + [3] * 30 + [9] * 10)
+    drawn = samplers.drawn_classes(labels, 20_000, seed=0)
+    shares = drawn.bincount(minlength=10) / 20_000
+    torch.testing.assert_close(shares, labels.bincount(minlength=10) / 100, atol=0.01, rtol=0)
+    assert torch.equal(drawn, samplers.drawn_classes(labels, 20_000, seed=0))
+    assert not torch.equal(drawn, samplers.drawn_classes(labels, 20_000, seed=1))
+
+
+def test_images_for_pseudo_inputs_are_different_ones_with_their_labels() -> None:
+    training = Split(torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 28, 28), torch.arange(40))
+    drawn = samplers.drawn_images(training, 30, seed=0)
+    assert len(drawn.labels.unique()) == 30
+    assert torch.equal(drawn.images[:, 0, 0, 0].long(), drawn.labels)
+    assert not torch.equal(drawn.labels, samplers.drawn_images(training, 30, seed=1).labels)
+    more = samplers.drawn_images(training, 90, seed=0).labels.bincount()  # more than there are: each twice or thrice
+    assert set(more.tolist()) == {2, 3}
+
+
+def test_codes_of_a_learned_prior_lie_at_its_components() -> None:
+    means = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 5.0]])
+    prior = PosteriorMixture(means, torch.full((3, 2), -4.0))
+    codes = samplers.prior_codes(prior, 3000, 2, seed=0)
+    distance = torch.cdist(codes, means).min(1)
+    assert distance.values.max() < 1
+    assert distance.indices.bincount(minlength=3).min() > 900
+    assert torch.equal(codes, samplers.prior_codes(prior, 3000, 2, seed=0))
