@@ -97,11 +97,13 @@ def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float) -> di
     for name, conv in prunable_layers(sparse).items():
         sparse.features[int(name.removeprefix("features."))] = SparseConv2d(conv)
     models = {"dense": dense, "pruned": pruned, "pruned_csr": sparse}
-    return {f"batch_{len(batch)}": _median_seconds(models, batch, seconds) for batch in (images[:1], images)}
+    return {f"batch_{len(batch)}": median_seconds(models, batch, seconds) for batch in (images[:1], images)}
 
 
 @torch.inference_mode()
-def _median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
+def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
+    """Returns each model's median time of `images` in seconds, the models in turn for so many seconds."""
+
     def time_of(forward: Callable[[Tensor], Tensor]) -> float:
         synchronize(images.device)
         start = time.perf_counter()

@@ -69,13 +69,25 @@ def erk(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
 
 
 # The rules that need only the weights. Those in ONE_THRESHOLD compare the weights of all layers with one threshold.
-RULES: dict[str, Callable[[Mapping[str, Tensor], float], Sparsities]] = {
+Rule = Callable[[Mapping[str, Tensor], float], Sparsities]
+RULES: dict[str, Rule] = {
     "uniform": uniform,
     "erk": erk,
     "global": global_magnitude,
     "lamp": lamp,
 }
 ONE_THRESHOLD = ("global", "lamp")
+
+
+def first_layer_dense(rule: Rule, weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
+    """Returns the sparsities of `rule` with nothing pruned from the first layer (Evci et al. 2020, uniform).
+
+    The other layers lose as much more as it takes to prune the fraction `sparsity` of all weights, if they can.
+    """
+    first, *others = weights
+    rest = {name: weights[name] for name in others}
+    total = sum(weight.numel() for weight in weights.values())
+    return {first: 0.0, **rule(rest, min(1.0, sparsity * total / (total - weights[first].numel())))}
 
 
 def choose(
@@ -85,24 +97,34 @@ def choose(
     curves: Mapping[str, Curve],
     accuracy: float,
     budget: float,
+    keep_first_layer: bool = False,
 ) -> Sparsities:
     """Returns the sparsity that `rule` gives each layer of the dense network.
 
     Without an overall `sparsity` a rule prunes as many weights as `reference`, but `scan` prunes what the accuracy
     `budget` allows. Only `scan` reads the `curves` and the dense network's `accuracy`, both on held-out images.
+    `keep_first_layer` prunes nothing there; `reference`, and `random` without a `sparsity`, do not heed it.
     """
     overall = overall_sparsity(weights, reference(weights)) if sparsity is None else sparsity
+
+    def scanned(weights: Mapping[str, Tensor], sparsity: float) -> Sparsities:
+        return scan_for_sparsity(weights, curves, accuracy, sparsity)
+
     match rule:
         case "reference":
             return reference(weights)
-        case "random":
-            return reference(weights) if sparsity is None else uniform(weights, sparsity)
+        case "random" if sparsity is None:
+            return reference(weights)
         case "scan" if sparsity is None:
-            return scan_for_budget(weights, curves, accuracy, budget)
+            chosen = scan_for_budget(weights, curves, accuracy, budget)
+            return {**chosen, next(iter(weights)): 0.0} if keep_first_layer else chosen
         case "scan":
-            return scan_for_sparsity(weights, curves, accuracy, overall)
+            function: Rule = scanned
+        case "random":
+            function = uniform
         case _:
-            return RULES[rule](weights, overall)
+            function = RULES[rule]
+    return first_layer_dense(function, weights, overall) if keep_first_layer else function(weights, overall)
 
 
 def overall_sparsity(weights: Mapping[str, Tensor], sparsities: Sparsities) -> float:

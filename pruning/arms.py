@@ -13,16 +13,18 @@ from common.report.document import Block, Heading, Picture, link
 from common.report.folders import Folder
 from common.stats import Interval
 from common.tables import BOLD, Table, counted, difference
-from pruning import figures
+from pruning import evaluate, figures
 from pruning.settings import Settings
 
 CURVES = "Test accuracy against the share of convolution weights pruned, with intervals where there are several seeds"
 ACCURACY = "finetuned_accuracy"
+TEST_IMAGES = 10_000  # of CIFAR-10, for records that do not say how many
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
     *("allocation", "schedule", "gradual_fraction", "regrow", "distillation", "temperature", "sparsity", "seed"),
-    *("accuracy_budget", "scan_images", "retrain_per_layer", "dense_weights"),
+    "keep_first_layer",
+    *("accuracy_budget", "scan_images", "recalibrate", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
 
@@ -50,6 +52,13 @@ class Metrics:
     regrow: float = 0.0
     distillation: float = 0.0
     temperature: float = 0.0
+    keep_first_layer: bool = False
+    recalibrated_accuracy: float | None = None  # older runs have not measured it
+
+    def saved(self, ratio: float, decimals: int = 2) -> str:
+        """Returns how many times smaller or faster the network is, marked if the network is at chance."""
+        useless = evaluate.at_chance(self.finetuned_accuracy, self.dataset.get("test", TEST_IMAGES))
+        return evaluate.ratio(ratio, useless, decimals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,11 @@ class Run:
     def sparsity(self) -> float:
         """The overall fraction of convolution weights that is gone, to a tenth of a per cent."""
         return round(1 - self.metrics.conv_weights_kept, 3)
+
+    @property
+    def allocation(self) -> str:
+        """The rule that chose how much of each layer goes, and whether the first layer was kept dense."""
+        return self.metrics.allocation + (", first layer dense" if self.metrics.keep_first_layer else "")
 
     @property
     def taught(self) -> str:
@@ -102,9 +116,7 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         groups[run.recipe].append(run)
     return [
-        group
-        for group in groups.values()
-        if len({(run.metrics.allocation, run.schedule, run.sparsity) for run in group}) > 1
+        group for group in groups.values() if len({(run.allocation, run.schedule, run.sparsity) for run in group}) > 1
     ]
 
 
@@ -143,7 +155,7 @@ def arms_of(group: Sequence[Run]) -> tuple[dict[Point, Arm], dict[str, Arm], lis
     controls: dict[str, Arm] = defaultdict(dict)
     repeated = []
     for run in group:
-        rule = run.metrics.allocation, run.schedule
+        rule = run.allocation, run.schedule
         arm = arms[rule, run.sparsity] if run.sparsity else controls[run.taught]
         if arm.setdefault(run.metrics.seed, run) is not run:
             repeated.append(run.folder.label)
@@ -174,6 +186,8 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     rows = []
     for (rule, sparsity), arm in arms.items():
         taught = next(iter(arm.values())).taught
+        images = next(iter(arm.values())).metrics.dataset.get("test", TEST_IMAGES)
+        useless = evaluate.at_chance(mean(arm, ACCURACY).estimate, images)
         rows.append(
             [
                 *rule,
@@ -182,8 +196,8 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
                 accuracy_text(mean(arm, ACCURACY)),
                 _against(arm, controls.get("", {})),
                 *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
-                f"{mean(arm, 'compression_ratio').estimate:.1f}×",
-                f"{mean(arm, 'theoretical_speedup').estimate:.2f}×",
+                evaluate.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
+                evaluate.ratio(mean(arm, "theoretical_speedup").estimate, useless),
                 f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB",
             ]
         )

@@ -1,13 +1,35 @@
-"""How accurate a network is on one split of a dataset."""
+"""How accurate a network is; as a script, what a trained network is worth: `python pruning/evaluate.py RUN|FILE`.
+
+It prints the accuracy on the test images, the time of a batch and the layers, or it classifies images of your own.
+"""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
+import torch
+import tyro
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from common import training
+from common import cli, data, training
 from common.data import Dataset, Split
+from common.device import set_up
+from common.errors import UsageError
+from common.experiment import say
+from common.image_folders import loose_images
+from pruning.masks import Masks
+from pruning.trained import TrainedNetwork, load
+from pruning.vgg import CLASSES, prunable_weights
+
+CHANCE = "at chance"
+SHAPE = (3, 32, 32)
 
 
 def inputs(dataset: Dataset, split: Split) -> Callable[[slice], Tensor]:
@@ -18,3 +40,94 @@ def inputs(dataset: Dataset, split: Split) -> Callable[[slice], Tensor]:
 def accuracy(network: nn.Module, dataset: Dataset, split: Split) -> float:
     """Returns the fraction of the split's images that the network classifies correctly, in evaluation mode."""
     return training.accuracy(network, inputs(dataset, split), split.labels)
+
+
+def at_chance(accuracy: float, images: int) -> bool:
+    """Returns whether an accuracy on this many images is that of guessing, to three standard errors.
+
+    What such a network saves says nothing: it has no accuracy to keep.
+    """
+    guessed = 1 / CLASSES
+    return accuracy <= guessed + 3 * math.sqrt(guessed * (1 - guessed) / images)
+
+
+def ratio(value: float, useless: bool, decimals: int = 2) -> str:
+    """Returns how many times smaller or faster a network is, marked if the network is `useless`, at chance."""
+    return f"{value:,.{decimals}f}×" + (f" ({CHANCE})" if useless else "")
+
+
+# -- the script --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Say how accurate, fast and sparse a trained network is, or classify images with it."""
+
+    network: tyro.conf.Positional[Path]
+    """Run folder of pruning/run.py (its fine-tuned network), or a file: .safetensors, .sparse or .pt."""
+    images: Path | None = None
+    """Folder of images, or one image, to classify: a CSV line for each, file, class and probability."""
+    resize: bool = False
+    """Make 32×32 RGB of images of another size or colour."""
+    dataset: str = "auto"
+    """Test images: auto, cifar10 or digits, as for pruning/run.py."""
+    data_dir: Path | None = None
+    """Folder of the data; none means DATA_DIR or data."""
+    batch_size: Annotated[int, Interval(ge=1, le=100_000)] = 128
+    """Images of the larger of the two batches that are timed; the other is one image."""
+
+
+def main(options: Evaluate) -> None:
+    """Prints what was asked for.
+
+    Raises:
+        UsageError: an unknown dataset.
+    """
+    device = set_up("cpu")
+    if options.dataset not in ("auto", "cifar10", "digits"):
+        raise UsageError(f"--dataset {options.dataset}: choose one of auto, cifar10, digits")
+    network = load(options.network)
+    if options.images is not None:
+        classify(network, *loose_images(options.images, SHAPE, options.resize), options.batch_size)
+        return
+    dataset = data.load(options.dataset, task_default="cifar10", shape=SHAPE, data_dir=options.data_dir, device=device)
+    if dataset.classes != network.classes:
+        say(f"warning: the network was trained on the classes {', '.join(network.classes)}")
+    print(f"accuracy {accuracy_on(network, dataset.test):.4f} on {len(dataset.test)} test images of {dataset.caption}")
+    print_costs(network, dataset.test.images[: options.batch_size])
+
+
+def accuracy_on(network: TrainedNetwork, split: Split) -> float:
+    """Returns the fraction of the split's uint8 images that the network classifies correctly."""
+    return training.accuracy(network, lambda rows: split.images[rows], split.labels)
+
+
+def print_costs(network: TrainedNetwork, images: Tensor) -> None:
+    """Prints the median time of one image and of all uint8 `images`, and every layer's weights that are not zero."""
+    from pruning import account  # which imports this file
+
+    masks: Masks = {name: weight != 0 for name, weight in prunable_weights(network.network).items()}
+    for batch in (images[:1], images):
+        seconds = account.median_seconds({"network": network}, batch, seconds=1.0)["network"]
+        print(f"time {1000 * seconds:.1f} ms for a batch of {len(batch)}, {torch.get_num_threads()} threads")
+    example = torch.zeros(1, *SHAPE)
+    table = account.layer_table(network.network, masks, example)
+    for row in table:
+        print(f"{row['name']:14}{row['sparsity']:>9.4f}{row['weights']:>11,}{row['nonzero']:>11,}")
+    totals = account.totals(network.network, table)
+    kept, compression, speedup = (totals[k] for k in ("conv_weights_kept", "compression_ratio", "theoretical_speedup"))
+    print(f"weights kept {kept:.4f}, compression {compression:.2f}×, theoretical speed-up {speedup:.2f}×")
+
+
+@torch.inference_mode()
+def classify(network: TrainedNetwork, names: list[str], images: Tensor, batch_size: int) -> None:
+    """Prints a CSV line for each image: its file, the likeliest class and the class's probability."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "class", "probability"])
+    probabilities = torch.cat([network(batch).softmax(1) for batch in images.split(batch_size)])
+    for name, (probability, label) in zip(names, zip(*probabilities.max(1), strict=True), strict=True):
+        writer.writerow([name, network.classes[int(label)], f"{float(probability):.4f}"])
+
+
+if __name__ == "__main__":
+    cli.command(main, Evaluate)

@@ -17,6 +17,7 @@ from torch import Tensor
 from common.plotting import COLOURS, MARKERS, figure
 from common.stats import Interval
 from pruning.allocation import Allocation
+from pruning.evaluate import CHANCE, at_chance, ratio
 from pruning.masks import Masks
 from pruning.sensitivity import Sensitivity
 
@@ -111,9 +112,10 @@ def layers(table: Sequence[Mapping[str, Any]], caption: str) -> Figure:
 
 
 def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
-    """Returns the figure of accuracy (dense, pruned, fine-tuned), file sizes and measured time a batch."""
+    """Returns the figure of accuracy (dense, pruned, recalibrated, fine-tuned), file sizes and time a batch."""
     sheet, (accuracy, size, time) = figure("What pruning costs and saves", caption, columns=3, size=(11, 3.6))
-    steps = {"dense": "dense_accuracy", "pruned": "pruned_accuracy", "fine-tuned": "finetuned_accuracy"}
+    steps = {"dense": "dense_accuracy", "pruned": "pruned_accuracy"}
+    steps |= {"recalibrated": "recalibrated_accuracy", "fine-tuned": "finetuned_accuracy"}
     _bars(accuracy, list(steps), [100 * metrics[key] for key in steps.values()], "{:.2f}")
     accuracy.set(ylabel="test accuracy [%]", ylim=(0, 108))
     files = metrics["sparse_files"]
@@ -207,15 +209,18 @@ def table(metrics: Mapping[str, Any]) -> str:
     for row in metrics["layers"]:
         macs = f"{row['multiply_adds'] / 1e6:>18.2f}{row['multiply_adds_after'] / 1e6:>8.2f}"
         lines.append(f"{row['name']:14}{row['sparsity']:>10.4f}{row['weights']:>12,}{row['nonzero']:>12,}{macs}")
+    images = metrics["dataset"]["test"]
+    useless = at_chance(metrics["finetuned_accuracy"], images)
     lines += [
-        f"conv weights kept {metrics['conv_weights_kept']:.4f}, compression {metrics['compression_ratio']:.2f}×, "
-        f"theoretical speed-up {metrics['theoretical_speedup']:.2f}×",
+        f"conv weights kept {metrics['conv_weights_kept']:.4f}, "
+        f"compression {ratio(metrics['compression_ratio'], useless)}, "
+        f"theoretical speed-up {ratio(metrics['theoretical_speedup'], useless)}",
         f"test accuracy: dense {metrics['dense_accuracy']:.4f}, pruned {metrics['pruned_accuracy']:.4f}, "
-        f"fine-tuned {metrics['finetuned_accuracy']:.4f}",
+        f"recalibrated {metrics['recalibrated_accuracy']:.4f}, fine-tuned {metrics['finetuned_accuracy']:.4f}",
     ]
     for values, file in metrics["sparse_files"].items():
         lines.append(
-            f"{values:10} file {file['bytes']:>11,} bytes, {file['dense_over_sparse']:.1f}× smaller than dense, "
-            f"accuracy {file['accuracy']:.4f}"
+            f"{values:10} file {file['bytes']:>11,} bytes, {file['dense_over_sparse']:,.1f}× smaller than dense, "
+            f"accuracy {file['accuracy']:.4f}" + (f" ({CHANCE})" if at_chance(file["accuracy"], images) else "")
         )
     return "\n".join(lines)

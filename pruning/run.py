@@ -13,6 +13,8 @@ from common.device import set_up
 from common.experiment import Run, say
 from pruning import account, evaluate, figures
 from pruning.allocation import choose
+from pruning.calibration import batches, recalibrated
+from pruning.given import read_network
 from pruning.masks import Masks, apply_masks
 from pruning.schedule import MaskSchedule
 from pruning.sensitivity import Sensitivity, scan
@@ -24,6 +26,8 @@ from pruning.vgg import VGG11, prunable_layers, prunable_weights
 def main(settings: Settings) -> None:
     """Runs the experiment, or what is left of it in a resumed run, and prints the run folder."""
     settings.check()
+    if settings.dense_weights is not None and settings.resume is None:
+        read_network(settings.dense_weights, say)  # refused before any work, if at all
     device = set_up(settings.device, settings.threads)
     dataset = data.load(
         settings.dataset,
@@ -40,7 +44,11 @@ def main(settings: Settings) -> None:
         print(run.path)
         return
     run.require_same_dataset(dataset.record())
-    metrics: dict[str, Any] = {"dataset": dataset.record()}
+    metrics: dict[str, Any] = {
+        "dataset": dataset.record(),
+        "classes": list(dataset.classes),
+        "normalisation": {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()},
+    }
 
     def measure(name: str, network: VGG11, split: data.Split) -> None:
         metrics[name] = run.remembered(name, lambda: evaluate.accuracy(network, dataset, split))
@@ -59,7 +67,15 @@ def main(settings: Settings) -> None:
     curves, accuracy = metrics["sensitivity"], metrics["dense_validation_accuracy"]
     sparsities = run.remembered(
         "sparsities",
-        lambda: choose(settings.allocation, weights, settings.sparsity, curves, accuracy, settings.accuracy_budget),
+        lambda: choose(
+            settings.allocation,
+            weights,
+            settings.sparsity,
+            curves,
+            accuracy,
+            settings.accuracy_budget,
+            settings.keep_first_layer,
+        ),
     )
     schedule = MaskSchedule.from_settings(settings, sparsities)
 
@@ -67,6 +83,9 @@ def main(settings: Settings) -> None:
     pruned = copy.deepcopy(dense)  # only to measure what pruning costs before any fine-tuning
     apply_masks(prunable_weights(pruned), schedule.final_masks(weights))
     measure("pruned_accuracy", pruned, dataset.test)
+    pruned = recalibrated(pruned, batches(dataset))
+    measure("recalibrated_accuracy", pruned, dataset.test)
+    measure("recalibrated_validation_accuracy", pruned, held_out)
     network = copy.deepcopy(dense)
     masks = fine_tune(run, settings, dataset, network, schedule)
     measure("finetuned_accuracy", network, dataset.test)
@@ -98,11 +117,13 @@ def scan_layers(run: Run, settings: Settings, dataset: data.Dataset, split: data
     With `--retrain-per-layer` every layer is scanned on a network trained anew, as in the original report.
     """
     inputs, labels = evaluate.inputs(dataset, split), split.labels
+    calibration = batches(dataset) if settings.recalibrate else None
     if not settings.retrain_per_layer:
-        return scan(dense, inputs, labels)
+        return scan(dense, inputs, labels, calibration=calibration)
     curves: Sensitivity = {}
     for layer in prunable_layers(dense):
-        curves |= scan(train_dense(run, settings, dataset, f"dense-{layer}"), inputs, labels, layers=[layer])
+        retrained = train_dense(run, settings, dataset, f"dense-{layer}")
+        curves |= scan(retrained, inputs, labels, layers=[layer], calibration=calibration)
     return curves
 
 

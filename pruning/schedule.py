@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.device import stream_seed
-from pruning.allocation import ONE_THRESHOLD, RULES, Allocation, Sparsities, overall_sparsity
+from pruning.allocation import ONE_THRESHOLD, RULES, Allocation, Sparsities, first_layer_dense, overall_sparsity
 from pruning.masks import Masks, exchange, magnitude_masks, random_masks
 from pruning.settings import Settings
 
@@ -34,6 +34,7 @@ class MaskSchedule:
     every: int
     regrow: float  # fraction of each layer's kept weights to exchange; a pruning exchanges its `cosine_share`
     seed: int  # of the random masks
+    keep_first_layer: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings, sparsities: Sparsities) -> MaskSchedule:
@@ -46,6 +47,7 @@ class MaskSchedule:
             every=settings.gradual_every,
             regrow=settings.regrow,
             seed=stream_seed(settings.seed, "random masks"),
+            keep_first_layer=settings.keep_first_layer,
         )
 
     def first_masks(self, weights: Mapping[str, Tensor]) -> Masks:
@@ -92,7 +94,9 @@ class MaskSchedule:
         sparsity follows the training. Under every other rule each layer keeps its own final sparsity.
         """
         if self.allocation in ONE_THRESHOLD:
-            sparsities = RULES[self.allocation](weights, share * overall_sparsity(weights, self.sparsities))
+            rule, overall = RULES[self.allocation], share * overall_sparsity(weights, self.sparsities)
+            keep = self.keep_first_layer
+            sparsities = first_layer_dense(rule, weights, overall) if keep else rule(weights, overall)
         else:
             sparsities = {name: share * sparsity for name, sparsity in self.sparsities.items()}
         if self.allocation == "random":

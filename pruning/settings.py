@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from common.cli import RunSettings
 from common.errors import UsageError
 from pruning.allocation import Allocation
+from pruning.vgg import Initialisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Settings(RunSettings):
 
     # 1. Train
     dense_weights: Path | None = None
-    """Trained network to start from: the file checkpoints/dense.safetensors of a run; none trains one."""
+    """Trained network to start from: the file checkpoints/dense.safetensors of a run; none trains one.
+    A state dict that torch saved (.pt, .pth) and a sparse file of this project (.sparse) are read too."""
+    initialisation: Initialisation = "identity"
+    """Start of the convolutions: the identity (airbench, Jordan 2024), or default, PyTorch's own random weights.
+    A network that starts as the identity loses much less accuracy when it is pruned."""
     epochs: Annotated[int, Ge(1)] = 10
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
@@ -64,6 +69,10 @@ class Settings(RunSettings):
     retrain_per_layer: bool = False
     """Train a new network before each layer is scanned, as the original report did: eight more trainings."""
 
+    recalibrate: bool = False
+    """Recompute the batch-norm statistics on 5,120 training images in each network of the scan, and before fine-tuning.
+    The accuracy of the pruned network with such statistics is always measured."""
+
     # 3. Choose
     allocation: Allocation = "reference"
     """Rule for how much of each layer to prune.
@@ -75,6 +84,9 @@ class Settings(RunSettings):
     none: .7703, as in the original report; with scan, as much as --accuracy-budget allows."""
     accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
     """Accuracy on held-out images that pruning a single layer may cost, for --allocation scan without --sparsity."""
+    keep_first_layer: bool = False
+    """Prune nothing from the first layer, and so much more from the others (RigL's uniform, Evci et al. 2020).
+    At high sparsity an equal share leaves the first layer a few dozen weights, which makes uniform and random weak."""
 
     # 4. Prune and fine-tune
     schedule: Literal["one-shot", "gradual"] = "one-shot"
@@ -111,10 +123,20 @@ class Settings(RunSettings):
             raise UsageError(
                 "--dense-weights with --retrain-per-layer: the first trains no network, the second one for each layer"
             )
+        if self.dense_weights is not None and self.initialisation != Settings.initialisation:
+            raise UsageError(
+                f"--initialisation {self.initialisation} with --dense-weights: a given network is not initialised"
+            )
         if self.allocation == "reference" and self.sparsity is not None:
             others = ", ".join(name for name in get_args(Allocation) if name != "reference")
             raise UsageError(
                 f"--sparsity {self.sparsity} with --allocation reference, whose sparsities are fixed: choose {others}"
+            )
+        fixed = self.allocation == "reference" or (self.allocation == "random" and self.sparsity is None)
+        if self.keep_first_layer and fixed:
+            raise UsageError(
+                f"--keep-first-layer with --allocation {self.allocation}, whose sparsities are fixed: choose another "
+                "allocation" + (", or give --sparsity" if self.allocation == "random" else "")
             )
         budget = self.accuracy_budget
         if budget != Settings.accuracy_budget and (self.allocation != "scan" or self.sparsity is not None):

@@ -16,6 +16,8 @@ from common.experiment import Run
 from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, fit, triangular
 from pruning import evaluate
+from pruning.calibration import batches, recalibrate
+from pruning.given import read_network
 from pruning.masks import Masks, apply_masks, clear_empty_filters, forget_momentum
 from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
@@ -31,11 +33,11 @@ def train_dense(run: Run, settings: Settings, dataset: Dataset, stage: str = "de
         RunError: the file holds no VGG11 with this many classes.
     """
     torch.manual_seed(stream_seed(settings.seed, f"{stage} weights"))
-    network = VGG11(len(dataset.classes)).to(run.device)
+    network = VGG11(len(dataset.classes), settings.initialisation).to(run.device)
 
     def trained() -> dict[str, Tensor]:
         if settings.dense_weights is not None:
-            return load_weights(settings.dense_weights)
+            return read_network(settings.dense_weights, classes=len(dataset.classes))
         recipe = _recipe(settings, settings.epochs, settings.warmup)
         return _fit(run, stage, settings, dataset, network, recipe, settings.learning_rate).state_dict()
 
@@ -56,6 +58,8 @@ def fine_tune(run: Run, settings: Settings, dataset: Dataset, network: VGG11, sc
     def tuned() -> dict[str, Tensor]:
         teacher = copy.deepcopy(network).eval() if settings.distillation else None
         pruner = Pruner(network, schedule)
+        if settings.recalibrate:
+            recalibrate(network, batches(dataset))
         recipe = _recipe(settings, settings.finetune_epochs, settings.finetune_warmup)
         rate = settings.finetune_learning_rate
         result = _fit(run, "finetuned", settings, dataset, network, recipe, rate, pruner, teacher)

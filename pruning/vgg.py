@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from common.fast.convolution import MatrixConv2d
 
+Initialisation = Literal["identity", "default"]
+
+CLASSES = 10  # of CIFAR-10 and of the digits
 # Channels of the convolutions; None is a max-pooling (configuration A in table 1).
 LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
@@ -14,10 +19,11 @@ LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 class VGG11(nn.Module):
     """The features of torchvision's vgg11_bn, a global average pooling and one linear layer.
 
-    It has 9,231,114 parameters for 10 classes.
+    It has 9,231,114 parameters for 10 classes. With `identity` the first filters of each convolution start by copying
+    its input channels, one each (airbench, section 3.3). `default` leaves PyTorch's own random weights.
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = CLASSES, initialisation: Initialisation = "identity") -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -36,7 +42,8 @@ class VGG11(nn.Module):
         self.classifier = nn.Linear(512, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()
-            nn.init.dirac_(conv.weight.data[: conv.in_channels])  # starts as the identity (airbench, section 3.3)
+            if initialisation == "identity":
+                nn.init.dirac_(conv.weight.data[: conv.in_channels])
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -54,6 +54,31 @@ def test_target_is_met_within_one_weight_a_layer(rule: str, sparsity: float) -> 
         assert int((~mask).sum()) == pytest.approx(sparsities[name] * mask.numel())
 
 
+@given(rule=st.sampled_from(["uniform", "erk", "global", "lamp", "scan", "random"]), sparsity=st.floats(0, 0.98))
+@settings(deadline=None, max_examples=60)
+def test_the_first_layer_may_be_kept_dense(rule: allocation.Allocation, sparsity: float) -> None:
+    """The target is met all the same, and the other layers keep the shares that the rule gives them alone."""
+    weights = some_weights()
+    chosen = allocation.choose(rule, weights, sparsity, falling_curves(), 0.9, 0.1, keep_first_layer=True)
+    assert list(chosen) == list(weights)
+    assert chosen["a"] == 0.0
+    target = sparsity * sum(weight.numel() for weight in weights.values())
+    assert abs(pruned_weights(weights, chosen) - target) <= len(weights)
+    if rule in ("uniform", "random"):
+        assert max(chosen.values()) - sorted(chosen.values())[1] <= 1 / 500  # a weight of the smallest other layer
+
+
+def test_the_first_layer_kept_dense_at_the_ends() -> None:
+    weights = some_weights()
+    most = allocation.choose("uniform", weights, 0.9999, {}, 0.9, 0.1, keep_first_layer=True)
+    assert [round((1 - most[name]) * weights[name].numel()) for name in weights] == [216, 1, 1, 1]
+    whole = prunable_weights(VGG11())
+    curves = {name: {"0.5": 0.9, "0.9": 0.7} for name in whole}
+    free, kept = (allocation.choose("scan", whole, None, curves, 0.9, 0.1, k) for k in (False, True))
+    assert free["features.0"] == pytest.approx(0.7, abs=1e-3)
+    assert kept == free | {"features.0": 0.0}
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_no_layer_loses_its_last_weight(rule: str) -> None:
     weights = some_weights()

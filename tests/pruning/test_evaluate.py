@@ -1,5 +1,8 @@
 """Accuracy on a split: normalised images, every image counted once, in evaluation mode."""
 
+import math
+
+import pytest
 import torch
 
 from common.data import Dataset, Split
@@ -21,3 +24,16 @@ def test_accuracy_counts_every_image_of_the_split(network: VGG11) -> None:
     assert evaluate.accuracy(network.train(), dataset, split) == 9 / 13
     assert network.training
     assert torch.equal(before, network.eval().state_dict()["features.1.running_mean"])
+
+
+@pytest.mark.parametrize("images", [100, 360, 10_000])
+def test_chance_is_three_standard_errors_of_guessing_wide(images: int) -> None:
+    edge = 0.1 + 3 * math.sqrt(0.09 / images)
+    assert evaluate.at_chance(0.05, images)
+    assert evaluate.at_chance(edge - 1e-6, images)
+    assert not evaluate.at_chance(edge + 1e-6, images)
+
+
+def test_the_ratio_of_a_useless_network_is_marked() -> None:
+    assert evaluate.ratio(16342.4, True) == "16,342.40× (at chance)"
+    assert evaluate.ratio(4.333, False) == "4.33×"

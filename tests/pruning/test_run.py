@@ -18,6 +18,7 @@ import torch
 from common import cli
 from common.files import load_weights, save_weights
 from common.sweep.file import groups_of, read
+from pruning.figures import table
 from pruning.run import main
 from pruning.settings import Settings
 from pruning.sparse_file import load_sparse
@@ -77,6 +78,7 @@ def test_writes_what_the_contract_says(finished: Path) -> None:
     assert metrics.keys() >= {
         *("dataset", "device", "torch", "seconds", "git_commit"),
         *("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "layers", "conv_weights_kept"),
+        *("recalibrated_accuracy", "recalibrated_validation_accuracy"),
         *("compression_ratio", "theoretical_speedup", "dense_bytes", "sparse_bytes", "sensitivity"),
     }
     assert metrics["dataset"] | {"name": "digits", "stand_in_for": "cifar10"} == metrics["dataset"]
@@ -112,6 +114,15 @@ def test_saved_networks_are_what_the_metrics_say(finished: Path) -> None:
     for values, file in metrics["sparse_files"].items():
         assert (finished / "checkpoints" / f"network.{values}.sparse").stat().st_size == file["bytes"]
     assert metrics["dense_bytes"] == (finished / "checkpoints" / "dense.safetensors").stat().st_size
+
+
+def test_the_terminal_marks_what_a_network_at_chance_saves(finished: Path) -> None:
+    metrics = metrics_of(finished)
+    for accuracy, marked in ((0.1, True), (0.9, False)):
+        files = {name: {**file, "accuracy": accuracy} for name, file in metrics["sparse_files"].items()}
+        text = table({**metrics, "finetuned_accuracy": accuracy, "sparse_files": files})
+        assert text.count("(at chance)") == (2 + len(files)) * marked
+        assert f"recalibrated {metrics['recalibrated_accuracy']:.4f}, fine-tuned {accuracy:.4f}" in text
 
 
 @pytest.mark.slow
@@ -179,6 +190,10 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path, unchanged_by_re
         (["--distillation", "1.5"], 2, "--distillation"),
         (["--regrow", "0.5"], 2, "--regrow 0.5: it is only for --schedule gradual"),
         (["--schedule", "gradual", "--allocation", "random", "--regrow", "0.5"], 2, "--allocation random"),
+        (["--keep-first-layer"], 2, "--keep-first-layer with --allocation reference"),
+        (["--keep-first-layer", "--allocation", "random"], 2, "or give --sparsity"),
+        (["--initialisation", "zeros"], 2, "--initialisation zeros"),
+        (["--initialisation", "default", "--dense-weights", "README.md"], 2, "a given network is not initialised"),
         (["--epochs", "0"], 2, "--epochs 0"),
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),
@@ -227,7 +242,8 @@ def test_every_preset_and_every_arm_of_a_sweep_is_accepted(tmp_path: Path) -> No
     for path in sweeps:
         for smoke_test in (False, True):
             for arm in (arm for group in groups_of(read(path), smoke_test=smoke_test) for arm in group):
-                cli.from_mapping(Settings, {**arm.settings, "dense_weights": str(dense)}).check()
+                given = {"dense_weights": str(dense)} if "dense_weights" in arm.settings else {}
+                cli.from_mapping(Settings, {**arm.settings, **given}).check()
 
 
 @pytest.mark.slow

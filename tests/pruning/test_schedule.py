@@ -106,6 +106,17 @@ def test_one_shot_is_never_due(generator: torch.Generator) -> None:
     assert all(torch.equal(mask, final[name]) for name, mask in schedule.first_masks(weights).items())
 
 
+@pytest.mark.parametrize("allocation", ["global", "lamp", "uniform", "random"])
+def test_a_first_layer_kept_dense_is_never_pruned(allocation: str, generator: torch.Generator) -> None:
+    weights = some_weights(generator)
+    settings = Settings(schedule="gradual", allocation=allocation, keep_first_layer=True)  # type: ignore[arg-type]
+    sparsities = choose(settings.allocation, weights, 0.9, {}, 0.9, 0.01, keep_first_layer=True)
+    steps = list(trained(MaskSchedule.from_settings(settings, sparsities), weights, 20))
+    assert all(masks["a"].all() for _, masks in steps)
+    total = sum(weight.numel() for weight in weights.values())
+    assert dropped(steps[-1][1]) == pytest.approx(0.9 * total, abs=len(weights))
+
+
 # -- how much --------------------------------------------------------------------------------------------------------
 
 

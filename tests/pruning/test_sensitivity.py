@@ -1,11 +1,13 @@
 """The fast scan gives the naive scan's accuracies to the last image and leaves the network alone."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from pruning.calibration import recalibrated
 from pruning.masks import apply_masks, magnitude_mask
 from pruning.sensitivity import Sensitivity, scan
 from pruning.vgg import VGG11, prunable_layers
@@ -24,6 +26,32 @@ def naive_scan(model: VGG11, images: Tensor, labels: Tensor, sparsities: tuple[f
             correct = int((pruned(images).argmax(1) == labels).sum())
             result[layer][str(sparsity)] = correct / len(labels)
     return result
+
+
+def test_recalibrates_each_pruned_network(network: VGG11) -> None:
+    """As a copy of the whole network that is pruned in one layer, then recalibrated; the network stays as it is."""
+    images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    before = copy.deepcopy(network.state_dict())
+
+    def calibration() -> Iterator[Tensor]:
+        yield from images[:16].split(8)
+
+    labels = recalibrated(network, calibration)(images).argmax(1)
+    layers = ["features.0", "features.15"]
+    fast = scan(network, lambda rows: images[rows], labels, layers, (0.5, 0.9), calibration=calibration)
+    for layer in layers:
+        for sparsity in (0.5, 0.9):
+            pruned = copy.deepcopy(network)
+            weight = prunable_layers(pruned)[layer].weight
+            apply_masks({layer: weight}, {layer: magnitude_mask(weight, sparsity)})
+            measured = recalibrated(pruned, calibration)
+            with torch.inference_mode():
+                correct = int((measured(images).argmax(1) == labels).sum())
+            assert fast[layer][str(sparsity)] == correct / len(labels)
+    stale = scan(network, lambda rows: images[rows], labels, layers, (0.5, 0.9))
+    assert fast != stale
+    assert not network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize(

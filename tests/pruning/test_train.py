@@ -17,7 +17,8 @@ from common.files import load_state, save_weights
 from common.training import TrainState
 from pruning import train as training
 from pruning.allocation import choose, uniform
-from pruning.masks import Masks, random_masks
+from pruning.calibration import batches, recalibrated
+from pruning.masks import Masks, apply_masks, magnitude_masks, random_masks
 from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
 from pruning.train import distillation_loss, fine_tune, train_dense
@@ -235,6 +236,29 @@ def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeyp
         expected = dense(digits.normalise(digits.train.images))
     for epoch in torch.cat(heard).view(4, 64, 10):  # in another order
         assert (torch.cdist(expected, epoch, compute_mode="donot_use_mm_for_euclid_dist").amin(1) < 1e-3).all()
+
+
+def test_recalibration_is_of_the_pruned_network_before_the_first_step(
+    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    dense = VGG11()
+    sparsities = uniform(prunable_weights(dense), 0.5)
+    started: list[dict[str, Tensor]] = []
+
+    def no_fit(run: Run, stage: str, network: VGG11, *rest: object, **more: object) -> VGG11:
+        started.append(copy.deepcopy(network.state_dict()))
+        return network
+
+    monkeypatch.setattr(training, "fit", no_fit)
+    for recalibrate in (False, True):
+        chosen = settings(tmp_path, recalibrate=recalibrate)
+        schedule = MaskSchedule.from_settings(chosen, sparsities)
+        fine_tune(Run(chosen, "pruning", "x", CPU), chosen, digits, copy.deepcopy(dense), schedule)
+    pruned = copy.deepcopy(dense)
+    apply_masks(prunable_weights(pruned), magnitude_masks(prunable_weights(dense), sparsities))
+    for network, start in zip((pruned, recalibrated(pruned, batches(digits))), started, strict=True):
+        assert all(torch.equal(start[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data.Dataset) -> None:

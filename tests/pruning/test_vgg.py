@@ -1,5 +1,6 @@
 """The network is torchvision's, forward and backward."""
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models import vgg11_bn
@@ -19,6 +20,24 @@ def test_size_and_names() -> None:
     names = torchvision_features().state_dict().keys()
     assert {n.removeprefix("features.") for n in model.state_dict() if n.startswith("features")} == set(names)
     assert list(prunable_layers(model)) == [f"features.{i}" for i in (0, 4, 8, 11, 15, 18, 22, 25)]
+
+
+def test_starts_as_the_identity_or_as_pytorch_does() -> None:
+    """The two starts share their random numbers; the identity replaces as many filters as a layer has inputs."""
+    networks = []
+    for start in ("identity", "default"):
+        torch.manual_seed(0)
+        networks.append(VGG11(initialisation=start))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(VGG11().parameters(), networks[0].parameters(), strict=True))
+    for identity, default in zip(*(prunable_layers(network).values() for network in networks), strict=True):
+        copied = identity.in_channels
+        assert torch.equal(identity.weight[copied:], default.weight[copied:])
+        assert torch.equal(identity.weight[:copied].sum((0, 2, 3)), torch.ones(copied))
+        assert int((identity.weight[:copied] != 0).sum()) == copied
+        bound = (9 * copied) ** -0.5  # PyTorch's: uniform in ±1/√fan_in
+        assert default.weight.abs().max() <= bound
+        assert default.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_same_outputs_and_gradients_as_torchvision_layers() -> None:

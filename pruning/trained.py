@@ -1,0 +1,75 @@
+"""A trained network out of a run or a file: `load(RUN)` gives a module that takes uint8 images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import RunError
+from common.files import read_metrics
+from pruning.given import read_network
+from pruning.vgg import VGG11
+
+# Of CIFAR-10's pixels in [0, 1], as everybody writes them: for a file without the run that it came from.
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class TrainedNetwork(nn.Module):
+    """A VGG11 with the normalisation of its training: images in, logits out; `classes` names the logits."""
+
+    def __init__(self, network: VGG11, mean: Tensor, std: Tensor, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+        self.register_buffer("mean", mean.view(-1, 1, 1))
+        self.register_buffer("std", std.view(-1, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits `(N, classes)` for images `(N, 3, 32, 32)`, uint8 or floats in [0, 1]."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        normalised = (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+        logits: Tensor = self.network(normalised.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
+def load(path: Path | str) -> TrainedNetwork:
+    """Returns the fine-tuned network of a finished run's folder, or the network in a file.
+
+    A file is one that `pruning/run.py` wrote (`.safetensors`, `.sparse`) or a state dict (`.pt`). If it lies in a
+    run's `checkpoints`, the normalisation and the class names are the run's; else they are CIFAR-10's.
+
+    Raises:
+        RunError: no finished run of this task, or the file is damaged or holds another network.
+    """
+    path = Path(path)
+    if path.is_dir():
+        metrics = _metrics(path)
+        if metrics is None:
+            raise RunError(f"{path}: no finished run (metrics.json is missing)")
+        if "finetuned_accuracy" not in metrics:
+            raise RunError(f"{path}: a run of another experiment, not of pruning/run.py")
+        file = path / "checkpoints" / "finetuned.safetensors"
+    else:
+        file, metrics = path, (_metrics(path.parent.parent) if path.parent.name == "checkpoints" else None)
+    found = (metrics or {}).get("normalisation", {})
+    try:
+        mean, std = (torch.tensor(found.get(k, v)) for k, v in (("mean", CIFAR10_MEAN), ("std", CIFAR10_STD)))
+        classes = tuple((metrics or {}).get("classes", CIFAR10_CLASSES))
+        if mean.shape != (3,) or std.shape != (3,) or not classes:
+            raise ValueError("three channels are expected")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunError(f"{file.parent.parent / 'metrics.json'}: damaged (normalisation: {error})") from None
+    network = VGG11(len(classes))
+    network.load_state_dict(read_network(file, classes=len(classes)))
+    return TrainedNetwork(network, mean, std, classes)
+
+
+def _metrics(run: Path) -> dict[str, Any] | None:
+    try:
+        return read_metrics(run)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
