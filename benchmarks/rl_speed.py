@@ -93,10 +93,9 @@ def ours(settings: Settings) -> Callable[[int], None]:
             assert torch.isfinite(acted).all()
             next_observation, reward, terminated, ended = environments.step(acted)
             replay.add(observation, next_observation, action, reward, terminated, ended)
-            measured: dict[str, torch.Tensor] = {}
             if step > RANDOM_STEPS:
-                measured = update(replay.sample(streams.indices(replay.size), chosen.window), noise)
-            meter.step(reward, ended, measured)
+                meter.update(update(replay.sample(streams.indices(replay.size), chosen.window), noise))
+            meter.step(reward, ended)
         synchronize(device)
 
     return train

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from common.errors import RunError
-from common.experiment import Run, require_finite, say
+from common.experiment import Run, say
 from common.files import load_state, save_state
+from rl.coverage import Coverage
 from rl.envs import Environments
+from rl.failures import Failures
 from rl.meter import Meter
 from rl.replay import Replay
 from rl.sac import SAC
@@ -30,20 +29,22 @@ class Checkpoint:
     replay: Replay
     streams: RandomStreams
     meter: Meter
+    coverage: Coverage
+    failures: Failures
     saved_steps: int = 0  # the transitions of so many steps are on disk
 
     @property
     def path(self) -> Path:
         """The file; the transitions lie in a folder beside it, see `Replay.save_segment`."""
-        return self.run.checkpoints / "agents.state.pt"
+        return path_in(self.run)
 
     def save(self) -> None:
         """Writes the state; of the transitions only those that are new since the last call.
 
         Raises:
-            RunError: a weight is not a number; nothing is written.
+            RunError: no agent is left whose weights are numbers; nothing is written.
         """
-        self.require_finite_weights()
+        self.failures.check_weights(self.replay.steps)  # a training that diverged must not overwrite its last good one
         self.replay.save_segment(_replay_folder(self.run), self.saved_steps)
         state: dict[str, Any] = {
             "step": self.replay.steps,
@@ -52,6 +53,8 @@ class Checkpoint:
             "generators": self.streams.state(),
             "environments": self.environments.state(),
             "observation": self.environments.observation,
+            "failures": self.failures.state(),
+            "coverage": self.coverage.state(),
             **self.meter.state(),
         }
         save_state(self.path, state)
@@ -74,30 +77,28 @@ class Checkpoint:
             for optimizer, saved in zip(self.sac.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.streams.restore(state["generators"])
-            self.environments.restore(state["environments"], state["observation"])
+            self.failures.restore(state.get("failures", []))
+            self.environments.restore(state["environments"], state["observation"], state["step"])
             self.meter.restore(state)
+            if "coverage" in state:  # an earlier version did not count the cells
+                self.coverage.restore(state["coverage"])
             self.replay.load_segments(_replay_folder(self.run), state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]  # torch's messages have many lines
             raise RunError(f"{self.path}: not a checkpoint of these agents ({reason})") from None
         self.saved_steps = self.replay.steps
+        if not self.environments.exact:
+            self.replay.begin_episodes()
+            self.meter.running_return[:] = 0
+            say(
+                f"    the state of {self.sac.settings.env_id} cannot be saved exactly: each agent starts a fresh "
+                f"episode at step {self.replay.steps}, so that the numbers are not those of a run that never stopped"
+            )
 
-    # -- a training that diverged must not overwrite its last good checkpoint ------------------------------------------
 
-    def require_finite(self, value: float, quantity: str) -> None:
-        """Raises RunError, which names the step and the last good checkpoint, when `value` is NaN or infinite."""
-        require_finite(value, f"step {self.replay.steps}: {quantity}", self.path)
-
-    def require_finite_action(self, action: Tensor) -> None:
-        """Raises RunError when an agent's action `(agents, action)`, on the CPU, has NaN or infinite parts."""
-        if not torch.isfinite(action).all():
-            for seed, row in zip(self.sac.settings.seeds, action, strict=True):
-                self.require_finite(float(row.sum()), f"an action of seed {seed}")
-
-    def require_finite_weights(self) -> None:
-        """Raises RunError when a weight or a running moment is NaN or infinite."""
-        for name, tensor in self.sac.state_dict().items():
-            self.require_finite(float(tensor.abs().amax()), f"the largest of {name}")
+def path_in(run: Run) -> Path:
+    """Returns the file of the run's checkpoint."""
+    return run.checkpoints / "agents.state.pt"
 
 
 def _replay_folder(run: Run) -> Path:

@@ -1,4 +1,7 @@
-"""Runs with the same seeds side by side: learning curves with intervals, and the paired differences between them.
+"""Runs side by side: learning curves with intervals, and the differences between arms.
+
+Runs of the same settings with other seeds are one arm. Arms with the same seeds are compared seed by seed, others
+unpaired (Welch's t).
 
 `python rl/compare.py results/rl/single results/rl/stacked --output results/rl/comparison`
 """
@@ -11,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -21,11 +25,14 @@ from common.experiment import say
 from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
 from common.report.folders import Folder, run_at
-from common.tables import Table, counted
+from common.tables import Table, counted, difference
 from rl.figures import band, seed_curves
+from rl.settings import Settings
 
-# Settings that compared runs share, and what a run's metrics.json must say.
-SAME = {"env_id", "reward", "seed", "num_seeds", "env_steps", "eval_every", "eval_episodes"}
+# Settings that compared runs share, those in which runs of one arm may differ, what a run's metrics.json must say.
+SAME = {"env_id", "reward", "env_steps", "eval_every", "eval_episodes"}
+SEEDS = {"seed", "num_seeds"}
+MACHINE = {"device", "threads", "data_dir", "results_dir", "run_name", "checkpoint_every", "log_every", "video"}
 FIGURES = {
     *("env_id", "reward", "seeds", "env_steps", "evaluations_averaged", "curiosity_parameters", "eval_returns"),
     *("eval_return_mean", "eval_return_interval", "eval_return_iqm", "eval_return_iqm_interval"),
@@ -34,12 +41,14 @@ FIGURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Compare finished runs of rl/train_sac_icm.py that share their seeds: curves, table, paired differences."""
+    """Compare finished runs of rl/train_sac_icm.py: curves, table, differences; same settings are one arm."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; each is named after its folder, and every later one is compared with every earlier one."""
+    """Run folders; an arm has the name of its first one, and every later arm is compared with every earlier one."""
     output: Path = Path("results/rl/comparison")
     """Folder for metrics.json, tables.md and figures/returns.png."""
+    margin: str | None = None
+    """Differences of this size count as none: a return, or with % a share of the earlier arm's mean. Name it before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +64,21 @@ class Arm:
 
 def main(settings: Comparison) -> None:
     """Writes the comparison and prints its folder."""
-    if not 2 <= len(settings.runs) <= len(COLOURS):
-        raise UsageError(f"{len(settings.runs)} run folders: from 2 to {len(COLOURS)} can be told apart in one figure")
+    require_margin(settings.margin)
+    if len(settings.runs) < 2:
+        raise UsageError(f"{len(settings.runs)} run folders: a comparison needs two")
     if (settings.output / "config.yaml").exists():
         raise UsageError(f"--output {settings.output}: a run's folder; choose another")
     if len({path.name for path in settings.runs}) < len(settings.runs):
         raise UsageError("two of the run folders have the same name; the comparison needs different ones")
     arms = [read(run_at(path)) for path in settings.runs]
     require_comparable(arms)
-    differences = paired(arms)
-    text = "\n".join(table.markdown() for table in tables(arms))
-    record = {
-        "arms": {arm.name: arm.metrics for arm in arms},
-        "differences": {name: dataclasses.asdict(interval) for name, interval in differences.items()},
-    }
+    arms = pooled(arms)
+    if not 2 <= len(arms) <= len(COLOURS):
+        raise UsageError(f"{len(arms)} arms: from 2 to {len(COLOURS)} can be told apart in one figure")
+    table, differences = gains(arms, settings.margin)
+    text = "\n".join(table.markdown() for table in (tables(arms)[0], table))
+    record = {"arms": {arm.name: arm.metrics for arm in arms}, "differences": differences}
     write_atomically(settings.output / "metrics.json", json.dumps(record, indent=1).encode())
     write_atomically(settings.output / "tables.md", text.encode())
     write_atomically(settings.output / "figures" / "returns.png", png_bytes(curves(arms)))
@@ -77,12 +87,44 @@ def main(settings: Comparison) -> None:
 
 
 def require_comparable(arms: Sequence[Arm]) -> None:
-    """Raises RunError for runs of another task, reward, length or other seeds."""
+    """Raises RunError for runs of another task, reward, length or evaluation."""
     for arm in arms[1:]:
-        for key in sorted(SAME):
-            if arm.settings[key] != arms[0].settings[key]:
-                ours, theirs = arm.settings[key], arms[0].settings[key]
+        for key in sorted(SAME | {"env_kwargs"}):  # which earlier runs do not have
+            ours, theirs = (of.settings.get(key, "") for of in (arm, arms[0]))
+            if ours != theirs:
                 raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
+
+
+def pooled(arms: Sequence[Arm]) -> list[Arm]:
+    """Returns the arms with runs of the same settings and other seeds in one, named after the first of them.
+
+    A run that shares a seed with an earlier one of the same settings stays an arm of its own.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    groups: list[tuple[str, list[Arm]]] = []
+    for arm in arms:
+        chosen = {name: value for name, value in (defaults | arm.settings).items() if name not in SEEDS | MACHINE}
+        key = json.dumps(chosen, sort_keys=True, default=str)
+        for other, members in groups:
+            taken = {seed for member in members for seed in member.metrics["seeds"]}
+            if key == other and arm.steps == members[0].steps and not taken & set(arm.metrics["seeds"]):
+                members.append(arm)
+                break
+        else:
+            groups.append((key, [arm]))
+    return [_in_one(members) if len(members) > 1 else members[0] for _, members in groups]
+
+
+def _in_one(members: Sequence[Arm]) -> Arm:
+    first = members[0]
+    metrics: dict[str, Any] = {name: first.metrics[name] for name in FIGURES if not name.startswith("eval_return_")}
+    for name in ("seeds", "eval_returns"):
+        metrics[name] = [value for member in members for value in member.metrics[name]]
+    mean, middle = stats.mean(metrics["eval_returns"]), stats.interquartile_mean(metrics["eval_returns"])
+    metrics |= {"eval_return_mean": mean.estimate, "eval_return_interval": [mean.low, mean.high]}
+    metrics |= {"eval_return_iqm": middle.estimate, "eval_return_iqm_interval": [middle.low, middle.high]}
+    metrics["runs"] = [member.name for member in members]
+    return Arm(first.name, first.settings, metrics, first.steps, [c for member in members for c in member.curves])
 
 
 def read(run: Folder) -> Arm:
@@ -102,7 +144,7 @@ def read(run: Folder) -> Arm:
             raise ValueError(f"{missing[0]} is missing")
         history = run.history("eval")
         curves = seed_curves(history, "return", metrics["seeds"])
-        if not len(curves) == len(metrics["eval_returns"]) == settings["num_seeds"]:
+        if not len(curves) == len(metrics["eval_returns"]) == settings["num_seeds"] - len(metrics.get("failed", ())):
             raise ValueError("not a return for every seed")
         return Arm(run.path.name, settings, metrics, history["step"], curves)
     except FileNotFoundError as error:
@@ -118,6 +160,65 @@ def returns(arms: Sequence[Arm]) -> dict[str, dict[int, dict[str, float]]]:
     return {arm.name: comparison.arm_of(arm.metrics["seeds"], {"return": arm.metrics["eval_returns"]}) for arm in arms}
 
 
+def area(steps: Sequence[float], curve: Sequence[float]) -> float:
+    """Returns the area under a learning curve over its length: the mean return between its ends."""
+    return float(np.trapezoid(curve, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(curve[0])
+
+
+def require_margin(margin: str | None) -> None:
+    """Raises UsageError for a margin that is no positive number, with or without %."""
+    try:
+        good = margin is None or 0 < float(margin.removesuffix("%")) < float("inf")
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"--margin {margin}: a positive return, as 100, or a share of the mean, as 12%")
+
+
+def gains(arms: Sequence[Arm], margin: str | None = None) -> tuple[Table, dict[str, dict[str, Any]]]:
+    """Returns the differences of every later arm from every earlier one, as a table and as a record of their numbers.
+
+    Of the final return and of the area under the learning curve: t interval, bootstrap interval, what the difference
+    allows to say, the smallest one that the study could have seen, and whether it is one within ±`margin`.
+    """
+    figures = {
+        arm.name: comparison.arm_of(
+            arm.metrics["seeds"],
+            {"final return": arm.metrics["eval_returns"], "area": [area(arm.steps, curve) for curve in arm.curves]},
+        )
+        for arm in arms
+    }
+    rows: list[list[str]] = []
+    record: dict[str, dict[str, Any]] = {}
+    for name, (one, other) in comparison.every_pair([arm.name for arm in arms]).items():
+        for of in ("final return", "area"):
+            gain = comparison.gain(figures[one], figures[other], of)
+            chance = comparison.improvement(figures[one], figures[other], of)
+            reference = comparison.mean(figures[other], of)
+            if gain is None or chance is None or reference is None:
+                continue
+            said: dict[str, Any] = {
+                "paired": gain.paired,
+                "smallest_seen": gain.t.smallest_seen,
+                "says": comparison.verdict(gain.t),
+            }
+            cells = [
+                *(name, of, "paired" if gain.paired else "Welch", difference(gain.t, None, None)),
+                *(gain.bootstrap.text(signed=True), said["says"], str(chance), f"{gain.t.smallest_seen:.0f}"),
+            ]
+            if margin is not None:
+                size = float(margin.removesuffix("%"))
+                size *= abs(reference.estimate) / 100 if margin.endswith("%") else 1
+                said |= {"margin": size, "equivalence": comparison.equivalence(gain.t, size)}
+                cells.append(f"{said['equivalence']} (±{size:.0f})")
+            intervals = {"t": dataclasses.asdict(gain.t), "bootstrap": dataclasses.asdict(gain.bootstrap)}
+            record.setdefault(name, {})[of] = intervals | said
+            rows.append(cells)
+    head = ["difference", "of", "statistics", "t interval", "bootstrap interval", "so", "probability of improvement"]
+    head += ["could have seen (80 %)", *(["equivalent?"] if margin is not None else [])]
+    return Table(head, rows), record
+
+
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
     """Returns the difference in final return of every later arm from every earlier one, seed by seed."""
     pairs = comparison.every_pair([arm.name for arm in arms])
@@ -128,10 +229,12 @@ def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
 def tables(arms: Sequence[Arm]) -> list[Table]:
     """Returns every arm's figures, and the differences between arms, bold where they are conclusive."""
     first = arms[0].metrics
+    numbers = sorted({len(arm.metrics["seeds"]) for arm in arms})
+    seeds = counted(numbers[0], "seed") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
     protocol = (
-        f"{first['env_id']}, {first['reward']} reward, {counted(len(first['seeds']), 'seed')} × {first['env_steps']:,} "
+        f"{first['env_id']}, {first['reward']} reward, {seeds} × {first['env_steps']:,} "
         f"steps; return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
-        "95 % bootstrap intervals"
+        "95 % intervals"
     )
     columns = [
         Column("return", "mean return"),

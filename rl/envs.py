@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, assert_never
 
 import gymnasium as gym
@@ -40,8 +40,10 @@ class SparseReward(gym.Wrapper[Any, Any, Any, Any]):
         return float(self.env.unwrapped.data.qpos[0])  # type: ignore[attr-defined]
 
 
-def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Returns the task with actions in [−1, 1].
+def make(
+    env_id: str, reward: RewardKind, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> gym.Env[Any, Any]:
+    """Returns the task, made with its own `arguments`, with actions in [−1, 1].
 
     Raises:
         UsageError: gymnasium has no such task, or it has no time limit, or its spaces are no bounded vectors.
@@ -50,16 +52,15 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium warns of each task that has a newer version
-            env = gym.make(env_id, render_mode=render_mode)
+            env = gym.make(env_id, **{**(arguments or {}), "render_mode": render_mode})
     except gym.error.DependencyNotInstalled as error:
         raise RunError(f"--env-id {env_id}: {error}. pip install 'gymnasium[mujoco]' installs MuJoCo.") from None
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        raise UsageError(f"--env-id {env_id}: gymnasium cannot make it: {error}") from None
+        given = f" --env-kwargs {dict(arguments)}" if arguments else ""
+        raise UsageError(f"--env-id {env_id}{given}: gymnasium cannot make it: {error}") from None
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise UsageError(f"--env-id {env_id}: actions are {actions}; SAC needs a bounded vector, as in Hopper-v4")
-    if not hasattr(env.unwrapped, "model") or not hasattr(env.unwrapped, "data"):
-        raise UsageError(f"--env-id {env_id}: not a MuJoCo task; only those can be saved and resumed exactly")
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
         raise UsageError(f"--env-id {env_id}: observations are {observations}; SAC needs a vector, as in Hopper-v4")
     if env.spec is None or env.spec.max_episode_steps is None:
@@ -68,8 +69,8 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
         case "dense":
             pass
         case "sparse":
-            model = env.unwrapped.model
-            if model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
+            model: Any = getattr(env.unwrapped, "model", None)
+            if not hasattr(model, "jnt_type") or model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
                 raise UsageError(
                     f"--reward sparse with --env-id {env_id}: nothing there can walk forward, as Hopper can"
                 )
@@ -79,6 +80,26 @@ def make(env_id: str, reward: RewardKind, render_mode: str | None = None) -> gym
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
+
+
+KNOWN = (  # wrappers whose state `_state` holds, or that have none
+    gym.wrappers.OrderEnforcing,
+    gym.wrappers.PassiveEnvChecker,
+    gym.wrappers.RescaleAction,
+    gym.wrappers.TimeLimit,
+    SparseReward,
+)
+
+
+class Silent(gym.Env[Any, Any]):
+    """Stands where a failed agent's environment was: zeros, and an episode that never ends."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.nothing = np.zeros(observation_space.shape, observation_space.dtype)
+
+    def step(self, action: Any) -> Any:
+        return self.nothing, 0.0, False, False, {}
 
 
 class Step(NamedTuple):
@@ -93,12 +114,16 @@ class Step(NamedTuple):
 class Environments:
     """One environment for each seed, stepped together; `observation` `(agents, obs)` is what to act on next."""
 
-    def __init__(self, env_id: str, reward: RewardKind, seeds: Sequence[int]) -> None:
-        makers = [lambda: make(env_id, reward)] * len(seeds)
+    def __init__(
+        self, env_id: str, reward: RewardKind, seeds: Sequence[int], arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        self.seeds = seeds
+        makers = [lambda: make(env_id, reward, arguments=arguments)] * len(seeds)
         # The default mode has a step after an episode's end in which no action is taken.
         self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.obs_dim = int(np.prod(self.vector.single_observation_space.shape or ()))
         self.action_dim = int(np.prod(self.vector.single_action_space.shape or ()))
+        self.exact = saves_exactly(self.vector.envs[0])
         first, _ = self.vector.reset(seed=[stream_seed(seed, "environment") for seed in seeds])
         self.observation = _float32(first)
 
@@ -112,19 +137,47 @@ class Environments:
             next_observation[k] = _float32(info["final_obs"][k])
         return Step(next_observation, _float32(reward), _float32(terminated), torch.from_numpy(ended))
 
-    def state(self) -> list[dict[str, Any]]:
-        """Returns, as plain values, everything that decides how the environments go on."""
-        return [_state(env) for env in self.vector.envs]
+    def silence(self, agent: int) -> None:
+        """Steps `agent`'s environment no more; from now on it gives zeros."""
+        self.vector.envs[agent].close()
+        self.vector.envs = list(self.vector.envs)
+        self.vector.envs[agent] = Silent(self.vector.single_observation_space, self.vector.single_action_space)
+        self.observation[agent] = 0
 
-    def restore(self, states: Sequence[dict[str, Any]], observation: Tensor) -> None:
-        """Puts the environments back to where `state` was called, with the observation of that moment."""
-        for env, state in zip(self.vector.envs, states, strict=True):
-            _restore(env, state)
+    def state(self) -> list[dict[str, Any]]:
+        """Returns, as plain values, everything that decides how the environments go on; nothing unless `exact`."""
+        return [_state(env) if self.exact and not isinstance(env, Silent) else {} for env in self.vector.envs]
+
+    def restore(self, states: Sequence[dict[str, Any]], observation: Tensor, step: int) -> None:
+        """Puts the environments back to where `state` was called at `step`, with the observation of that moment.
+
+        Those that are not `exact` start a fresh episode, which depends on seed and step.
+        """
         self.observation = observation
+        for k, (env, state) in enumerate(zip(self.vector.envs, states, strict=True)):
+            if isinstance(env, Silent):
+                continue
+            if self.exact:
+                _restore(env, state)
+            else:
+                fresh, _ = env.reset(seed=stream_seed(self.seeds[k], f"environment, resumed at {step}"))
+                self.observation[k] = _float32(fresh)
 
     def close(self) -> None:
         """Frees the simulations."""
         self.vector.close()
+
+
+def saves_exactly(env: gym.Env[Any, Any]) -> bool:
+    """Whether `_state` holds all of an environment: one of gymnasium's own MuJoCo tasks, in wrappers known here.
+
+    Any other may have attributes of its own that decide how it goes on, as a goal that `reset` draws.
+    """
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, KNOWN):
+            return False
+        env = env.env
+    return type(env).__module__.startswith("gymnasium.envs.mujoco.")
 
 
 def _float32(values: Any) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +23,25 @@ from rl.settings import RewardKind
 class Evaluator:
     """One environment for each agent; the `episodes` have the same start states for every agent and every call."""
 
-    def __init__(self, env_id: str, reward: RewardKind, agents: int, episodes: int) -> None:
-        self.envs = [make(env_id, reward) for _ in range(agents)]
+    def __init__(
+        self,
+        env_id: str,
+        reward: RewardKind,
+        agents: int,
+        episodes: int,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.envs = [make(env_id, reward, arguments=arguments) for _ in range(agents)]
         self.episodes = episodes
 
-    def returns(self, actor: Actor) -> NDArray[np.float64]:
-        """Returns the undiscounted return of each episode, `(agents, episodes)`."""
+    def returns(self, actor: Actor, agents: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Returns the undiscounted return of each episode, `(agents, episodes)`; NaN of those not in `agents`."""
         device = next(actor.parameters()).device
         returns = np.zeros((len(self.envs), self.episodes))
         episode = [0] * len(self.envs)
         observations = np.stack([env.reset(seed=_start(0))[0] for env in self.envs]).astype(np.float32)
-        playing = list(range(len(self.envs)))
+        playing = list(range(len(self.envs)) if agents is None else agents)
+        returns[[k for k in range(len(self.envs)) if k not in playing]] = np.nan
         while playing:
             actions = actor.deterministic(torch.from_numpy(observations).to(device)).cpu().numpy()
             for k in list(playing):
@@ -52,7 +62,14 @@ def _start(episode: int) -> int:
 
 
 def record_video(
-    actor: Actor, agent: int, env_id: str, reward: RewardKind, path: Path, *, every: int = 5
+    actor: Actor,
+    agent: int,
+    env_id: str,
+    reward: RewardKind,
+    path: Path,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    every: int = 5,
 ) -> Path | None:
     """Returns the GIF it writes of one episode of `agent`'s policy without noise; None where nothing can be rendered.
 
@@ -60,6 +77,9 @@ def record_video(
     """
     import imageio.v3 as imageio
 
+    if not hasattr(make(env_id, reward, arguments=arguments).unwrapped, "model"):
+        say(f"    no video: {env_id} is no MuJoCo task")
+        return None
     backend = _off_screen_backend()
     if backend is None:
         say(
@@ -68,7 +88,7 @@ def record_video(
         return None
     os.environ["MUJOCO_GL"] = backend
     agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device
-    env = make(env_id, reward, render_mode="rgb_array")
+    env = make(env_id, reward, render_mode="rgb_array", arguments=arguments)
     try:
         observation, _ = env.reset(seed=_start(0))
         frames, ended, step = [], False, 0

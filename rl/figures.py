@@ -26,6 +26,9 @@ LABELS = {
     "distillation_loss": "distillation loss",
     "feature_variance": "variance of the features",
     "inverse_r2": "inverse model's R²",
+    "forward_r2": "forward model's R²",
+    "bonus_share": "share of the bonus in the reward",
+    "coverage": "cells visited",
 }
 
 
@@ -35,7 +38,7 @@ def seed_curves(history: History, quantity: str, seeds: Sequence[int]) -> list[l
 
 
 def band(axes: Axes, steps: Sequence[float], curves: Sequence[Sequence[float]], colour: str, label: str | None) -> None:
-    """Draws the mean of `curves` with its 95 % bootstrap interval at every step."""
+    """Draws the mean of `curves` with its 95 % interval at every step."""
     points = [mean(column, resamples=2000) for column in np.transpose(curves).tolist()]
     axes.plot(steps, [point.estimate for point in points], color=colour, label=label)
     axes.fill_between(steps, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2, linewidth=0)

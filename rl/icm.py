@@ -106,13 +106,20 @@ class IntrinsicCuriosity(nn.Module):
         """Returns what shows a collapse of φ, each `(agents,)`.
 
         `feature_variance` is the variance of φ(s) over the batch, averaged over features; `inverse_r2` is the inverse
-        model's R² against the mean action: 0 means that φ holds no information about the action.
+        model's R² against the mean action: 0 means that φ holds no information about the action. `forward_r2` is the
+        forward model's R² against the mean of φ(s′).
         """
-        _, encoding, next_encoding = self.encode(batch)
+        window, encoding, next_encoding = self.encode(batch)
         predicted = self.inverse_model(torch.cat([encoding, next_encoding], dim=-1))
         residual = (predicted - batch.action).square().sum((1, 2))
         total = (batch.action - batch.action.mean(1, keepdim=True)).square().sum((1, 2))
-        return {"feature_variance": encoding.var(1).mean(-1), "inverse_r2": 1 - residual / total.clamp(min=1e-12)}
+        unforeseen = self.forward_model(torch.cat([window, batch.action], dim=-1)) - next_encoding
+        spread = (next_encoding - next_encoding.mean(1, keepdim=True)).square().sum((1, 2))
+        return {
+            "feature_variance": encoding.var(1).mean(-1),
+            "inverse_r2": 1 - residual / total.clamp(min=1e-12),
+            "forward_r2": 1 - unforeseen.square().sum((1, 2)) / spread.clamp(min=1e-12),
+        }
 
 
 class RandomDistillation(nn.Module):

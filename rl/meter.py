@@ -20,16 +20,22 @@ RECENT = 10  # the training return is the mean of so many finished episodes
 
 
 class Meter:
-    """Called once a step; a row of history.csv is what it measured since the row before."""
+    """Called at every update and every step; a row of history.csv is what it measured since the row before."""
 
     def __init__(self, agents: int, device: torch.device) -> None:
         self.device = device
-        self.updates = 0  # since the last row
-        self.sums: dict[str, Tensor] = {}  # of what those updates measured, each `(agents,)`
+        self.sums: dict[str, Tensor] = {}  # of what the updates since the last row measured, each `(agents,)`
+        self.counts: dict[str, int] = {}  # of those updates; a delayed policy has fewer
         self.running_return = np.zeros(agents)  # of the episodes that are not finished
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agents)]
         self._seconds, self._since, self._timed = 0.0, time.perf_counter(), 0
+        self._updated = False  # since the last step
         self._bar: tqdm[Any] | None = None
+
+    @property
+    def updates(self) -> int:
+        """Updates since the last row."""
+        return max(self.counts.values(), default=0)
 
     @contextlib.contextmanager
     def progress(self, done: int, total: int) -> Iterator[None]:
@@ -38,13 +44,21 @@ class Meter:
             self._restart_clock()
             yield
 
-    def step(self, reward: Tensor, ended: Tensor, measured: Mapping[str, Tensor]) -> None:
-        """Counts one step of all agents.
+    def update(self, measured: Mapping[str, Tensor]) -> None:
+        """Adds what an update measured, name → `(agents,)`."""
+        for name, value in measured.items():
+            if name not in self.sums:
+                self.sums[name], self.counts[name] = torch.zeros_like(value), 0
+            self.counts[name] += 1
+        torch._foreach_add_([self.sums[name] for name in measured], list(measured.values()))
+        self._updated = True
+
+    def step(self, reward: Tensor, ended: Tensor) -> None:
+        """Counts one step of all agents, after its updates.
 
         Args:
             reward: `(agents,)`, on the CPU.
             ended: `(agents,)`, on the CPU, true where an episode ended.
-            measured: what the update measured, name → `(agents,)`; empty for a step without an update.
         """
         if self._bar is not None:
             self._bar.update()
@@ -52,14 +66,11 @@ class Meter:
         for k in np.flatnonzero(ended.numpy()):
             self.recent[k].append(float(self.running_return[k]))
             self.running_return[k] = 0
-        if not measured:
+        if self._updated:
+            self._timed += 1
+        else:
             self._restart_clock()  # the rate is that of steps with an update
-            return
-        if not self.sums:
-            self.sums = {name: torch.zeros_like(value) for name, value in measured.items()}
-        torch._foreach_add_(list(self.sums.values()), list(measured.values()))
-        self.updates += 1
-        self._timed += 1
+        self._updated = False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -77,11 +88,11 @@ class Meter:
         """
         returns = [np.mean(r) if r else now for r, now in zip(self.recent, self.running_return, strict=True)]
         values = {"return": [float(value) for value in returns]}
-        values |= {name: (total / self.updates).tolist() for name, total in self.sums.items()}
+        values |= {name: (total / self.counts[name]).tolist() for name, total in self.sums.items()}
         rate = len(self.recent) * self._timed / self._seconds
         if self._bar is not None:
             self._bar.set_postfix_str(f"return={np.mean(values['return']):.0f}, {rate:.0f} agent steps/s")
-        self.sums, self.updates = {}, 0
+        self.sums, self.counts = {}, {}
         self._restart_clock()
         return values, rate
 
@@ -94,7 +105,7 @@ class Meter:
             "running_return": self.running_return.tolist(),
             "recent": [list(episodes) for episodes in self.recent],
             "sums": self.sums,
-            "summed": self.updates,
+            "summed": self.counts,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -102,4 +113,5 @@ class Meter:
         self.running_return[:] = state["running_return"]
         self.recent = [deque(episodes, maxlen=RECENT) for episodes in state["recent"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.updates = state["summed"]
+        summed = state["summed"]  # in earlier checkpoints one number for all
+        self.counts = dict.fromkeys(self.sums, summed) if isinstance(summed, int) else dict(summed)

@@ -92,6 +92,10 @@ class Replay:
             window = torch.cat([past.view(agents, batch, stack - 1, -1), window], dim=2)
         return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation)
 
+    def begin_episodes(self) -> None:
+        """The next transition of each agent is the first of an episode: no window reaches back beyond it."""
+        self._age.zero_()
+
     def newest(self, count: int) -> Tensor:
         """Returns the positions of each agent's newest `count` transitions, or of all it has, `(agents, ≤ count)`."""
         first = self.steps - min(count, self.size)

@@ -101,7 +101,7 @@ def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
         except RunError as error:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
-        groups[tuple(str(arm.settings[name]) for name in sorted(compare.SAME))].append(arm)
+        groups[tuple(str(arm.settings[name]) for name in sorted(compare.SAME | compare.SEEDS))].append(arm)
     return [group for group in groups.values() if len(group) > 1]
 
 

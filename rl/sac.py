@@ -1,7 +1,7 @@
 """Soft actor-critic with automatic temperature (Haarnoja et al. 2018b), for all agents at once.
 
 The targets and losses are functions of tensors, one value for each agent. `SAC` holds the networks and takes the steps
-in the paper's order: critics (and curiosity), actor, temperature, target critics.
+in the paper's order: critics (and curiosity) with their targets, actor and temperature.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.device import resolve_precision
 from common.fast.adam import Adam
+from rl.bonus import scaled, share, weight_at
 from rl.icm import IntrinsicCuriosity, RandomDistillation, RunningMoments, Surprise
 from rl.networks import Actor, TwinCritic
 from rl.replay import Batch
@@ -60,6 +61,8 @@ def temperature_objective(log_temperature: Tensor, log_probability: Tensor, targ
 class SAC(nn.Module):
     """All agents: actor, critics, target critics, temperature, curiosity, their optimisers, and the update."""
 
+    bonus_weight: Tensor  # (), the weight of the intrinsic reward now
+
     def __init__(
         self,
         settings: Settings,
@@ -82,9 +85,12 @@ class SAC(nn.Module):
         self.log_temperature = nn.Parameter(initial.repeat(agents))
         self.curiosity = build_curiosity(settings, obs_dim, action_dim, generators)
         self.intrinsic = RunningMoments(agents, horizon=settings.deviation_horizon)
+        # Not saved: a function of the step. A tensor, since a CUDA graph reads it anew at each replay.
+        self.register_buffer("bonus_weight", torch.tensor(settings.intrinsic_weight), persistent=False)
         self.to(device)
 
-        critic_groups: list[tuple[Iterable[nn.Parameter], float]] = [(self.critic.parameters(), settings.learning_rate)]
+        critic_rate = settings.critic_learning_rate or settings.learning_rate
+        critic_groups: list[tuple[Iterable[nn.Parameter], float]] = [(self.critic.parameters(), critic_rate)]
         if self.curiosity is not None:
             learned = [p for p in self.curiosity.parameters() if p.requires_grad]
             critic_groups.append((learned, settings.icm_learning_rate))
@@ -94,6 +100,10 @@ class SAC(nn.Module):
 
     def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Takes one step of everything and returns what it measured, name → `(agents,)`."""
+        return self.update_critics(batch, noise) | self.update_policy(batch, noise)
+
+    def update_critics(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Takes one step of critics, curiosity and target critics; returns what it measured, name → `(agents,)`."""
         dtype, temperature = self.hidden_dtype, self.log_temperature.detach().exp()
         reward, curiosity_loss, measured = self.total_reward(batch, noise.shuffle)
 
@@ -108,26 +118,25 @@ class SAC(nn.Module):
         critic_loss = soft_bellman_residual(values, td_target)
         self.critic_optimizer.descend((critic_loss + curiosity_loss).sum())
 
-        # Actor and temperature, in one step of one optimiser: neither loss depends on what the other one changes
+        # Target critics: Q̄ ← (1 − τ) Q̄ + τ Q, Polyak averaging
+        with torch.no_grad():
+            target_weights: list[Tensor] = list(self.target_critic.parameters())
+            torch._foreach_lerp_(target_weights, list[Tensor](self.critic.parameters()), self.settings.target_rate)
+        measured |= {"critic_loss": critic_loss, "value": values[0].mean(1), "temperature": temperature}
+        return {name: value.detach() for name, value in measured.items()}
+
+    def update_policy(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Takes one step of actor and temperature; returns what it measured, name → `(agents,)`.
+
+        Both in one step of one optimiser: neither loss depends on what the other one changes.
+        """
+        dtype, temperature = self.hidden_dtype, self.log_temperature.detach().exp()
         action, log_probability = self.actor(batch.observation, noise.action, dtype)
         action_values = self.critic(batch.observation, action, dtype, frozen=True)
         actor_loss = policy_objective(log_probability, action_values, temperature)
         temperature_loss = temperature_objective(self.log_temperature, log_probability, self.target_entropy)
         self.actor_optimizer.descend((actor_loss + temperature_loss).sum())
-
-        # Target critics: Q̄ ← (1 − τ) Q̄ + τ Q, Polyak averaging
-        with torch.no_grad():
-            target_weights: list[Tensor] = list(self.target_critic.parameters())
-            torch._foreach_lerp_(target_weights, list[Tensor](self.critic.parameters()), self.settings.target_rate)
-
-        measured |= {
-            "critic_loss": critic_loss,
-            "value": values[0].mean(1),
-            "actor_loss": actor_loss,
-            "temperature": temperature,
-            "entropy": -log_probability.mean(1),
-        }
-        return {name: value.detach() for name, value in measured.items()}
+        return {"actor_loss": actor_loss.detach(), "entropy": -log_probability.detach().mean(1)}
 
     def total_reward(self, batch: Batch, shuffle: Tensor) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
         """Returns the reward to learn from `(agents, batch)`, the curiosity module's loss `(agents,)`, measurements.
@@ -140,18 +149,25 @@ class SAC(nn.Module):
             return reward, 0.0, measured
         surprise: Surprise = self.curiosity(batch)
         intrinsic = self.intrinsic_reward(surprise.error, shuffle)
-        measured |= surprise.measured | {"intrinsic_reward": intrinsic.mean(1)}
-        return reward + self.settings.intrinsic_weight * intrinsic, surprise.loss, measured
+        bonus = self.bonus_weight * intrinsic
+        measured |= surprise.measured | {"intrinsic_reward": intrinsic.mean(1), "bonus_share": share(bonus, reward)}
+        return reward + bonus, surprise.loss, measured
+
+    def weigh_bonus(self, step: int) -> None:
+        """Sets the intrinsic reward's weight to that of environment step `step`."""
+        if self.settings.bonus_decay > 0:
+            chosen = self.settings
+            self.bonus_weight.fill_(weight_at(step, chosen.intrinsic_weight, chosen.bonus_decay, chosen.env_steps))
 
     def intrinsic_reward(self, error: Tensor, shuffle: Tensor) -> Tensor:
-        """Returns `error` `(agents, batch)` divided by its running deviation.
+        """Returns the bonus for `error` `(agents, batch)`, in running deviations, see `rl.bonus.scaled`.
 
         With `--icm random` an agent's errors change places within its batch, in the order of `shuffle`'s ranks.
         """
         self.intrinsic.update(error)
         if self.settings.icm == "random":
             error = error.gather(1, shuffle.argsort(1))
-        return error / self.intrinsic.deviation
+        return scaled(error, self.intrinsic, self.settings.bonus)
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Returns what the curiosity module says of itself, name → `(agents,)`; nothing where it has no diagnostics."""

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
+import yaml
 from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic import BeforeValidator
 
 from common.cli import RunSettings
 from common.errors import UsageError
 
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
 Width = Annotated[int, Interval(ge=1, le=8192)]
+YamlMapping = Annotated[str, BeforeValidator(lambda given: json.dumps(given) if isinstance(given, dict) else given)]
 Curiosity = Literal["none", "single", "stacked", "random", "rnd"]
+BonusKind = Literal["plain", "centred"]
 RewardKind = Literal["dense", "sparse"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
-    """Train SAC with an Intrinsic Curiosity Module on a MuJoCo task, several seeds side by side in one process."""
+    """Train SAC with an Intrinsic Curiosity Module on a continuous task, several seeds side by side in one process."""
 
     smoke: ClassVar[dict[str, Any]] = {
         "num_seeds": 2,
@@ -38,13 +43,17 @@ class Settings(RunSettings):
 
     # 1. Task
     env_id: str = "Hopper-v4"
-    """Continuous MuJoCo task of gymnasium: Hopper-v4, Hopper-v5, HalfCheetah-v4, Walker2d-v4 and the like."""
+    """Continuous task of gymnasium, as Hopper-v4; module:Name-v0 imports the module that registers it."""
+    env_kwargs: Annotated[
+        str, BeforeValidator(lambda given: json.dumps(given) if isinstance(given, dict) else given)
+    ] = ""
+    """Arguments of the task as a YAML or JSON mapping: '{forward_reward_weight: 2}'."""
     reward: RewardKind = "dense"
     """dense: the task's own reward. sparse: +1 for every step that ends more than 1 m ahead of the start, else 0."""
     num_seeds: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Independent agents in this process; their seeds are --seed, --seed + 1, …"""
     env_steps: Count = 100_000
-    """Environment steps of each agent; after --random-steps, each step has one update."""
+    """Environment steps of each agent; after --random-steps, each step has --updates-per-step updates."""
 
     # 2. Curiosity
     icm: Curiosity = "none"
@@ -53,6 +62,10 @@ class Settings(RunSettings):
     """States that the forward model of --icm stacked sees: the current one and those before it in the episode."""
     intrinsic_weight: Annotated[float, Ge(0)] = 0.1
     """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
+    bonus: BonusKind = "plain"
+    """plain: divided by its deviation (Burda et al. 2018). centred: less its mean first, clipped to ±1 (rllte)."""
+    bonus_decay: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the task's reward; 0 trains on curiosity alone."""
     feature_size: Width = 32
@@ -66,13 +79,19 @@ class Settings(RunSettings):
     icm_learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Adam's learning rate for the curiosity module (Pathak et al. 2017)."""
     deviation_horizon: Count = 1000
-    """Memory, in updates, of the running standard deviation of the intrinsic reward."""
+    """Memory, in updates, of the running mean and standard deviation of the intrinsic reward."""
 
     # 3. Soft actor-critic (values of Haarnoja et al. 2018b, table 1, unless a comment names another source)
     hidden: Annotated[tuple[Width, ...], MinLen(1)] = (256, 256)
     """Hidden layers of the actor and the critics."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
     """Adam's learning rate for the actor, the critics and the temperature."""
+    critic_learning_rate: Annotated[float, Gt(0)] | None = None
+    """Adam's learning rate for the critics (CleanRL: 1e-3); None means --learning-rate."""
+    policy_delay: Count = 1
+    """Updates of the critics for each one of actor and temperature (Fujimoto et al. 2018: 2; Bhatt et al. 2024: 3)."""
+    updates_per_step: Count = 1
+    """Updates after each environment step, each on a batch of its own (Chen et al. 2021, REDQ: 20)."""
     batch_size: Count = 256
     """Transitions in the batch of an update."""
     buffer_size: Annotated[int, Interval(ge=2, le=1_000_000_000)] = 1_000_000
@@ -104,12 +123,17 @@ class Settings(RunSettings):
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
+        _ = self.task_arguments
         if self.random_steps >= self.env_steps:
             raise UsageError(
                 f"--random-steps {self.random_steps} with --env-steps {self.env_steps}: no step is left for learning"
             )
         if self.extrinsic_weight == 0 and (self.icm == "none" or self.intrinsic_weight == 0):
             raise UsageError(f"--extrinsic-weight 0 with --icm {self.icm}: no reward is left; give curiosity a weight")
+        if self.extrinsic_weight == 0 and self.bonus_decay > 0:
+            raise UsageError(
+                f"--extrinsic-weight 0 with --bonus-decay {self.bonus_decay:g}: no reward is left at the end"
+            )
         low, high = self.log_std_range
         if low >= high:
             raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound must come first")
@@ -119,9 +143,29 @@ class Settings(RunSettings):
             raise UsageError(f"--forward-width {self.forward_width} with --icm {self.icm}: it has no forward model")
 
     @property
+    def task_arguments(self) -> dict[str, Any]:
+        """What --env-kwargs says, as a mapping.
+
+        Raises:
+            UsageError: it is no mapping.
+        """
+        try:
+            given = yaml.safe_load(self.env_kwargs) if self.env_kwargs else {}
+        except yaml.YAMLError:
+            given = None
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+            raise UsageError(f"--env-kwargs {self.env_kwargs}: write a mapping, as '{{name: value, other: value}}'")
+        return given
+
+    @property
     def seeds(self) -> range:
         """The agents' seeds."""
         return range(self.seed, self.seed + self.num_seeds)
+
+    def updates_of(self, step: int) -> range:
+        """The numbers, from 1 on, of the updates of environment step `step`; empty in the random steps."""
+        learning = max(0, step - self.random_steps)
+        return range(max(0, learning - 1) * self.updates_per_step + 1, learning * self.updates_per_step + 1)
 
     @property
     def window(self) -> int:

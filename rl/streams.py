@@ -22,7 +22,7 @@ class Noise(NamedTuple):
 class RandomStreams:
     """A generator for each seed: the agent of seed 7 draws the same numbers alone and beside other agents.
 
-    A training step calls `noise` once, then, if it has an update, `indices` once.
+    A training step calls `noise` once, then, if it has an update, `indices` once; both again for each further update.
     """
 
     def __init__(self, seeds: Sequence[int], batch_size: int, action_dim: int, device: torch.device) -> None:

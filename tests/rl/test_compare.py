@@ -5,11 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from common import cli, stats
 from common.errors import RunError, UsageError
-from rl.compare import Arm, Comparison, main, paired, tables
+from rl.compare import FIGURES, Arm, Comparison, area, gains, main, paired, pooled, tables
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 
@@ -31,10 +33,11 @@ def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     none, single = (record["arms"][name]["eval_returns"] for name in ("none", "single"))
     gain = [b - a for a, b in zip(none, single, strict=True)]
-    difference = record["differences"]["single − none"]
-    assert difference["estimate"] == pytest.approx(sum(gain) / 2)
-    assert difference["low"] == pytest.approx(min(gain))
-    assert difference["high"] == pytest.approx(max(gain))
+    difference = record["differences"]["single − none"]["final return"]
+    assert difference["t"]["estimate"] == pytest.approx(sum(gain) / 2)
+    assert difference["paired"]
+    assert difference["bootstrap"]["low"] == pytest.approx(min(gain))
+    assert difference["bootstrap"]["high"] == pytest.approx(max(gain))
     table = (tmp_path / "out" / "tables.md").read_text()
     assert "| none |" in table
     assert "single − none" in table
@@ -65,7 +68,6 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
         main(Comparison((arms[0], other), tmp_path / "out"))
     for runs, told in (
         ((arms[0],), "1 run folders"),
-        (tuple(arms) * 5, "10 run folders"),
         ((arms[0],) * 2, "same name"),
     ):
         with pytest.raises(UsageError, match=told):
@@ -111,3 +113,58 @@ def test_the_tables_say_what_was_found_and_what_that_allows_to_say() -> None:
     assert differences.rows == [["single − none", f"**{gain.text(signed=True)}**", "better", str(chance)]]
     assert paired([plain, curious]) == {"single − none": gain}
     assert tables([curious, plain])[1].rows[0][2] == "worse"
+
+
+def run_of(name: str, seeds: range, offset: float = 0.0, **settings: object) -> Arm:
+    """A finished run with two evaluations; the first one's return is half the last one's."""
+    generator = np.random.default_rng([seeds.start, len(name)])
+    returns = (offset + generator.normal(0, 10, len(seeds))).tolist()
+    metrics = dict.fromkeys(FIGURES, 0) | {"env_id": "Hopper-v4", "reward": "dense", "env_steps": 1000}
+    metrics |= {"seeds": list(seeds), "eval_returns": returns, "evaluations_averaged": 1}
+    chosen = {"seed": seeds.start, "num_seeds": len(seeds), "threads": seeds.start + 1, **settings}
+    return Arm(name, chosen, metrics, [500.0, 1000.0], [[value / 2, value] for value in returns])
+
+
+def test_runs_of_the_same_settings_with_other_seeds_are_one_arm() -> None:
+    first, more = run_of("none", range(5)), run_of("none-5-to-9", range(5, 10), bonus="plain")  # its default
+    again, other = run_of("again", range(5)), run_of("slow", range(10, 15), learning_rate=1e-4)
+    arms = pooled([first, more, again, other])
+    assert [arm.name for arm in arms] == ["none", "again", "slow"]
+    assert arms[0].metrics["seeds"] == list(range(10))
+    assert arms[0].metrics["runs"] == ["none", "none-5-to-9"]
+    assert arms[0].metrics["eval_returns"] == first.metrics["eval_returns"] + more.metrics["eval_returns"]
+    assert arms[0].curves == first.curves + more.curves
+    assert arms[0].metrics["eval_return_mean"] == pytest.approx(np.mean(arms[0].metrics["eval_returns"]))
+
+
+def test_paired_where_the_seeds_are_the_same_and_welch_elsewhere() -> None:
+    none, single, few = run_of("none", range(8), 100), run_of("single", range(8), 130), run_of("few", range(5), 102)
+    table, record = gains([none, single, few], "12%")
+    returns = {arm.name: np.array(arm.metrics["eval_returns"]) for arm in (none, single, few)}
+    paired_t = scipy.stats.ttest_rel(returns["single"], returns["none"]).confidence_interval()
+    welch = scipy.stats.ttest_ind(returns["few"], returns["none"], equal_var=False).confidence_interval()
+    for name, pairs, expected in (("single − none", True, paired_t), ("few − none", False, welch)):
+        found = record[name]["final return"]
+        assert found["paired"] == pairs
+        assert (found["t"]["low"], found["t"]["high"]) == pytest.approx((expected.low, expected.high))
+        assert found["margin"] == pytest.approx(0.12 * returns["none"].mean())
+    assert record["single − none"]["final return"]["equivalence"] in ("different", "open")
+    assert record["single − none"]["area"]["t"]["estimate"] == pytest.approx(
+        0.75 * record["single − none"]["final return"]["t"]["estimate"]
+    )
+    assert gains([none, few], "1000")[1]["few − none"]["area"]["equivalence"] == "equivalent"
+    assert [row[:3] for row in table.rows][:2] == [
+        ["single − none", "final return", "paired"],
+        ["single − none", "area", "paired"],
+    ]
+
+
+def test_area_is_the_mean_height_of_the_curve() -> None:
+    assert area([0.0, 10.0, 40.0], [0.0, 2.0, 4.0]) == pytest.approx((10 * 1 + 30 * 3) / 40)
+    assert area([5.0], [7.0]) == 7.0
+
+
+@pytest.mark.parametrize("margin", ["much", "-3", "0%", "inf"])
+def test_a_margin_that_is_none_is_told(margin: str) -> None:
+    with pytest.raises(UsageError, match=f"--margin {margin}"):
+        main(Comparison((Path("a"), Path("b")), margin=margin))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import RunError, UsageError
-from rl.envs import Environments, _restore, _state, make
+from rl.envs import Environments, _restore, _state, make, saves_exactly
 from rl.evaluate import Evaluator
 from rl.networks import Actor
 
@@ -121,12 +121,28 @@ def test_the_same_seed_starts_the_same_whoever_is_beside_it() -> None:
     assert not np.array_equal(three.observation[0], three.observation[1])
 
 
+def test_only_gymnasiums_own_mujoco_tasks_are_saved_exactly() -> None:
+    assert saves_exactly(make("Hopper-v5", "sparse"))
+    assert saves_exactly(make("Humanoid-v4", "dense"))  # in a wrapper that rescales actions
+    assert not saves_exactly(make("Pendulum-v1", "dense"))
+    assert not saves_exactly(make("Scripted-v0", "dense"))
+    assert not saves_exactly(gym.wrappers.FrameStackObservation(make("Hopper-v5", "dense"), 2))
+
+
+def test_a_task_gets_its_arguments() -> None:
+    task: Any = make("Hopper-v5", "dense", arguments={"healthy_reward": 7.0})
+    assert task.unwrapped._healthy_reward == 7
+    with pytest.raises(UsageError, match=r"--env-kwargs \{'wealthy_reward': 7\}: gymnasium cannot make it"):
+        make("Hopper-v5", "dense", arguments={"wealthy_reward": 7})
+
+
 @pytest.mark.parametrize(
     ("env_id", "reward", "told"),
     [
         ("Hoper-v4", "dense", "cannot make it"),
         ("CartPole-v1", "dense", "actions are Discrete"),
-        ("Pendulum-v1", "dense", "not a MuJoCo task"),
+        ("Pendulum-v1", "sparse", "nothing there can walk forward"),
+        ("no_such_module:Task-v0", "dense", "cannot make it"),
         ("no spaces allowed", "dense", "cannot make it"),
     ],
 )

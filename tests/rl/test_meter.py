@@ -12,8 +12,9 @@ CPU = torch.device("cpu")
 
 
 def step(meter: Meter, rewards: list[float], ended: list[bool], loss: list[float] | None = None) -> None:
-    measured = {} if loss is None else {"loss": torch.tensor(loss)}
-    meter.step(torch.tensor(rewards), torch.tensor(ended), measured)
+    if loss is not None:
+        meter.update({"loss": torch.tensor(loss)})
+    meter.step(torch.tensor(rewards), torch.tensor(ended))
 
 
 def row(meter: Meter) -> tuple[dict[str, list[float]], float]:
@@ -43,12 +44,28 @@ def test_a_row_averages_over_the_updates_since_the_row_before() -> None:
     assert row(meter)[0]["loss"] == [7.0, 8.0]
 
 
+def test_each_measurement_is_averaged_over_the_updates_that_have_it() -> None:
+    """With a delayed policy, or several updates a step; and a checkpoint of before has one count for all."""
+    meter = Meter(1, CPU)
+    for number in range(1, 5):
+        meter.update({"critic": torch.tensor([float(number)])})
+        if number % 2 == 0:
+            meter.update({"actor": torch.tensor([10.0 * number])})
+    meter.step(torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+    assert meter.updates == 4
+    earlier = Meter(1, CPU)
+    earlier.restore(meter.state() | {"summed": 4})
+    assert row(meter)[0] | {"return": [0.0]} == {"return": [0.0], "critic": [2.5], "actor": [30.0]}
+    assert row(earlier)[0]["critic"] == [2.5]
+
+
 def test_measurements_may_be_overwritten_after_the_call() -> None:
     """As those of a CUDA graph are."""
     meter, loss = Meter(1, CPU), torch.zeros(1)
     for value in (1.0, 3.0):
         loss.fill_(value)
-        meter.step(torch.zeros(1), torch.zeros(1, dtype=torch.bool), {"loss": loss})
+        meter.update({"loss": loss})
+        meter.step(torch.zeros(1), torch.zeros(1, dtype=torch.bool))
     assert row(meter)[0]["loss"] == [2.0]
 
 

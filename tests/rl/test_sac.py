@@ -66,6 +66,40 @@ def test_twenty_updates_as_the_naive_agent_takes_them() -> None:
         torch.testing.assert_close(agents.log_temperature[k], agent.log_alpha, rtol=1e-4, atol=1e-5)
 
 
+def test_the_critics_learn_alone_between_the_updates_of_a_delayed_policy() -> None:
+    """The critics' step is that of a whole update; the policy's step after it is the rest of one."""
+    whole, parts = sac(range(2), icm="single"), sac(range(2), icm="single")
+    batch, noise = batch_and_noise(2, 0)
+    before = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
+    measured, expected = parts.update_critics(batch, noise), whole.update(batch, noise)
+    for name, tensor in parts.state_dict().items():
+        if name.startswith(("actor.", "log_temperature")):
+            assert torch.equal(tensor, before[name])
+        else:
+            assert torch.equal(tensor, whole.state_dict()[name]), name
+    measured |= parts.update_policy(batch, noise)
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in parts.state_dict().items())
+    assert measured.keys() == expected.keys()
+
+
+def test_the_critics_may_have_a_learning_rate_of_their_own() -> None:
+    """Adam's first step has the size of the learning rate, in the direction of the gradient's sign."""
+    agents = sac(range(1), learning_rate=1e-3, critic_learning_rate=1e-2)
+    moved = {}
+    for name in ("actor", "critic"):
+        moved[name] = getattr(agents, name).network.biases[-1].detach().clone()
+    agents.update(*batch_and_noise(1, 0))
+    for name, rate in (("actor", 1e-3), ("critic", 1e-2)):
+        step = getattr(agents, name).network.biases[-1].detach() - moved[name]
+        torch.testing.assert_close(step.abs(), torch.full_like(step, rate), rtol=1e-2, atol=0)
+
+
+def test_the_updates_of_a_step_are_numbered_from_one_on() -> None:
+    settings = Settings(random_steps=2, updates_per_step=3)
+    assert [list(settings.updates_of(step)) for step in (1, 2, 3, 4)] == [[], [], [1, 2, 3], [4, 5, 6]]
+    assert list(Settings(random_steps=5).updates_of(7)) == [2]
+
+
 @pytest.mark.parametrize("icm", ["none", "single", "stacked", "random", "rnd"])
 def test_an_agent_among_three_is_the_agent_alone(icm: str) -> None:
     settings: dict[str, Any] = {"icm": icm, "feature_size": 6, "icm_width": 10}

@@ -1,0 +1,187 @@
+"""One trained policy out of a run: loaded, asked for actions, exported as a module that needs none of this code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common import cli
+from common.errors import RunError, UsageError
+from common.files import load_weights, read_metrics
+from rl.networks import Actor
+from rl.settings import Settings
+
+Agent = int | Literal["best"]
+ENDINGS = (".pt", ".pt2", ".onnx")
+OPSET = 18  # of ONNX; every runtime of the last years reads it
+
+
+class Policy(nn.Module):
+    """A policy without its noise, made of plain layers: observation → action in the task's own units."""
+
+    def __init__(self, layers: nn.Sequential, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.layers = layers  # ends with tanh
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    @classmethod
+    def of(cls, actor: Actor, agent: int, actions: gym.spaces.Box) -> Policy:
+        """Returns the policy of one agent of the stack; of the last layer it keeps the means alone."""
+        layers: list[nn.Module] = []
+        stack = list(zip(actor.network.weights, actor.network.biases, strict=True))
+        for number, (weight, bias) in enumerate(stack):
+            inputs, outputs = weight.shape[1:]
+            last = number == len(stack) - 1
+            width = outputs // 2 if last else outputs
+            layer = nn.Linear(inputs, width)
+            layer.weight.data.copy_(weight[agent, :, :width].T)
+            layer.bias.data.copy_(bias[agent, 0, :width])
+            layers += [layer, nn.Tanh() if last else nn.ReLU()]
+        low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (actions.low, actions.high))
+        return cls(nn.Sequential(*layers), low, high).requires_grad_(False).eval()
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Returns actions `(…, action)` in the task's own range for observations `(…, obs)`, float32."""
+        squashed: Tensor = self.layers(observation)
+        low, high = self.get_buffer("low"), self.get_buffer("high")
+        return low + 0.5 * (squashed + 1) * (high - low)
+
+    def act(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """Returns the action `(action,)` for an observation `(obs,)` as the environment gives it."""
+        action: NDArray[np.float32] = self(torch.from_numpy(np.asarray(observation, dtype=np.float32))).numpy()
+        return action
+
+    def export(self, path: Path) -> None:
+        """Writes the policy as TorchScript (`.pt`), a torch.export program (`.pt2`) or ONNX (`.onnx`).
+
+        None of them needs this code to be run.
+
+        Raises:
+            UsageError: another ending, or the packages for ONNX are not installed.
+            OSError: the file cannot be written.
+        """
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        example = torch.zeros(1, first.in_features)
+        batch = torch.export.Dim("batch")
+        if path.suffix == ".pt2":
+            program = torch.export.export(self, (example.expand(2, -1),), dynamic_shapes=({0: batch},))
+            torch.export.save(program, path)
+        elif path.suffix == ".pt":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TorchScript is frozen, and still what every torch and C++ reads
+                torch.jit.trace(self, example).save(str(path))
+        elif path.suffix == ".onnx":
+            if missing := next((name for name in ("onnx", "onnxscript") if find_spec(name) is None), None):
+                raise UsageError(f"--export {path}: the package {missing} is missing; pip install -e '.[onnx]'")
+            torch.onnx.export(
+                self,
+                (example.expand(2, -1),),
+                str(path),
+                input_names=["observation"],
+                output_names=["action"],
+                dynamic_shapes=({0: batch},),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        else:
+            raise UsageError(f"--export {path}: the name must end in {', '.join(ENDINGS)}")
+
+
+def load(run: Path | str, agent: Agent = "best") -> Policy:
+    """Returns a trained agent of a run's folder: the one with the best final return, or the one of a seed.
+
+    Raises:
+        RunError: no finished run of this task, or a damaged one.
+        UsageError: the run has no agent with that seed.
+    """
+    settings, actor, _ = loaded(Path(run), agent)
+    return Policy.of(actor, 0, action_space(settings.env_id, settings.task_arguments))
+
+
+def loaded(run: Path, agent: Agent) -> tuple[Settings, Actor, int]:
+    """Returns a run's settings, the actor of one agent alone, and its seed; for errors see `load`."""
+    settings = settings_of(run)
+    returns = final_returns(run, settings)
+    seed = max(returns, key=lambda of: returns[of]) if agent == "best" else agent
+    if seed not in returns:
+        seeds = ", ".join(map(str, returns))
+        raise UsageError(f"--agent {agent}: {run} has the trained agents of seeds {seeds}; choose one of them, or best")
+    path = run / "checkpoints" / "agents.safetensors"
+    weights = load_weights(path)
+    prefix = "actor.network."
+    stack = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    try:
+        obs_dim, action_dim = stack["weights.0"].shape[1], stack[f"weights.{len(settings.hidden)}"].shape[2] // 2
+        generators = [torch.Generator()]
+        actor = Actor(obs_dim, action_dim, settings.hidden, settings.log_std_range, generators)
+        row = settings.seeds.index(seed)
+        actor.network.load_state_dict({name: tensor[[row]] for name, tensor in stack.items()})
+    except (KeyError, IndexError, RuntimeError):
+        raise RunError(f"{path}: not the weights of these agents") from None
+    return settings, actor.requires_grad_(False), seed
+
+
+def settings_of(run: Path) -> Settings:
+    """Returns the settings of a finished run of this task.
+
+    Raises:
+        RunError: it is none.
+    """
+    metrics = finished(run)
+    if "eval_returns" not in metrics:
+        raise RunError(f"{run}: a run of another experiment, not of rl/train_sac_icm.py")
+    return cli.parse(Settings, ["--config", str(run / "config.yaml")])
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """Returns a finished run's metrics.
+
+    Raises:
+        RunError: the folder holds no finished run, or a damaged one.
+    """
+    try:
+        metrics = read_metrics(run)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
+    if metrics is None:
+        raise RunError(f"{run}: no finished run (metrics.json is missing)")
+    return metrics
+
+
+def final_returns(run: Path, settings: Settings) -> dict[int, float]:
+    """Returns the final return of each agent by its seed; an agent that failed while training has none.
+
+    Raises:
+        RunError: the run's metrics lack the returns.
+    """
+    metrics = finished(run)
+    try:
+        returns = dict(zip(metrics["seeds"], map(float, metrics["eval_returns"]), strict=True))
+    except (KeyError, TypeError, ValueError):
+        returns = {}
+    if not returns or not set(returns) <= set(settings.seeds):
+        raise RunError(f"{run / 'metrics.json'}: damaged (no final return for each seed)")
+    return returns
+
+
+def action_space(env_id: str, arguments: Mapping[str, Any]) -> gym.spaces.Box:
+    """Returns the task's own action space, before it is scaled to [−1, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium warns of each task that has a newer version
+        env = gym.make(env_id, **arguments)
+    space = env.action_space
+    env.close()
+    assert isinstance(space, gym.spaces.Box)
+    return space
