@@ -20,6 +20,7 @@ from pruning.sparse_file import save_sparse
 from pruning.trained import CIFAR10_MEAN, CIFAR10_STD
 from pruning.vgg import VGG11, prunable_weights
 
+pytestmark = pytest.mark.slow  # networks of true size
 MEAN, STD = [0.3, 0.4, 0.5], [0.2, 0.25, 0.3]
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
 

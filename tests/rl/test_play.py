@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,7 +21,7 @@ from rl.policy import Policy, loaded
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 
-Refused = Callable[..., tuple[int, str]]
+pytestmark = pytest.mark.slow  # a training, and fresh processes
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_manifold_and_traversals_have_different_short_labels_for_any_prior(mean:
         require_inside(sheet)
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 26, 60])
+@pytest.mark.parametrize("count", [1, 10, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 26, 60))])
 def test_any_number_of_classes_is_drawn(count: int) -> None:
     classes = [f"_class {i} with a long name, $ and _" for i in range(count)]
     labels = torch.arange(count).repeat(4)

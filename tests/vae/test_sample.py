@@ -18,6 +18,7 @@ from vae.sample import Sample, main
 from vae.settings import Settings
 from vae.train import main as train
 
+pytestmark = pytest.mark.slow  # three trainings
 SMALL = ["--dataset", "digits", "--arch", "fc", "--hidden", "32", "--epochs", "1", "--generated", "100"]
 
 

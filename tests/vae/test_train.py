@@ -352,6 +352,7 @@ def folder_of_digits(folder: Path, *, classes: bool, count: int = 200) -> Path:
 OWN = ["--arch", "fc", "--hidden", "16", "--epochs", "1", "--generated", "100", "--nll-samples", "2", "--latent", "2"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_classes_and_its_resume(
     own_cache: None, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
