@@ -23,6 +23,7 @@ from common.data import Dataset, Split
 from common.device import set_up
 from common.errors import UsageError
 from common.experiment import say
+from common.files import read_metrics
 from common.image_folders import loose_images
 from pruning.masks import Masks
 from pruning.trained import TrainedNetwork, load
@@ -70,7 +71,7 @@ class Evaluate:
     resize: bool = False
     """Make 32×32 RGB of images of another size or colour."""
     dataset: str = "auto"
-    """Test images: auto, cifar10 or digits, as for pruning/run.py."""
+    """Test images: cifar10 or digits; auto takes those that the run was trained on."""
     data_dir: Path | None = None
     """Folder of the data; none means DATA_DIR or data."""
     batch_size: Annotated[int, Interval(ge=1, le=100_000)] = 128
@@ -90,11 +91,25 @@ def main(options: Evaluate) -> None:
     if options.images is not None:
         classify(network, *loose_images(options.images, SHAPE, options.resize), options.batch_size)
         return
-    dataset = data.load(options.dataset, task_default="cifar10", shape=SHAPE, data_dir=options.data_dir, device=device)
+    dataset = data.load(
+        dataset_of(options), task_default="cifar10", shape=SHAPE, data_dir=options.data_dir, device=device
+    )
     if dataset.classes != network.classes:
-        say(f"warning: the network was trained on the classes {', '.join(network.classes)}")
+        say(
+            f"warning: the network's classes are {', '.join(network.classes)}, those of {dataset.caption} are others: "
+            "the accuracy means nothing; choose its own --dataset"
+        )
     print(f"accuracy {accuracy_on(network, dataset.test):.4f} on {len(dataset.test)} test images of {dataset.caption}")
     print_costs(network, dataset.test.images[: options.batch_size])
+
+
+def dataset_of(options: Evaluate) -> str:
+    """Returns the dataset to load: the run's own for `auto`, where the network comes with its run."""
+    run = options.network if options.network.is_dir() else options.network.parent.parent
+    metrics = read_metrics(run) if options.dataset == "auto" and (run / "metrics.json").is_file() else None
+    record = (metrics or {}).get("dataset")
+    name = record.get("name") if isinstance(record, dict) else None
+    return name if name in ("cifar10", "digits") else options.dataset
 
 
 def accuracy_on(network: TrainedNetwork, split: Split) -> float:

@@ -76,7 +76,7 @@ def test_accuracy_costs_and_layers_are_printed(run: Path, capsys: pytest.Capture
     lines = done.out.splitlines()
     assert lines[0].startswith("accuracy 0.")
     assert "360 test images" in lines[0]
-    assert "the network was trained on the classes ant, bee" in done.err
+    assert "the network's classes are ant, bee" in done.err
     assert [line.split(" for ")[1].split(",")[0] for line in lines[1:3]] == ["a batch of 1", "a batch of 4"]
     rows = [line.split() for line in lines[3:-1]]
     assert [row[0] for row in rows] == list(prunable_weights(load(run).network))
