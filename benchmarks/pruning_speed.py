@@ -31,7 +31,7 @@ from torchvision.models import vgg11_bn
 
 from common import data
 from common.device import autocast, resolve_precision, set_up, synchronize
-from pruning.evaluate import inputs
+from pruning.measures import inputs
 from pruning.sensitivity import SPARSITIES, scan
 from pruning.vgg import VGG11, prunable_layers
 

@@ -119,6 +119,25 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     return metrics
 
 
+def finished_metrics(run: Path, figure: str, script: str) -> dict[str, Any]:
+    """Returns the metrics of a finished run of `script`, which are known by the name of a `figure` among them.
+
+    Raises:
+        RunError: the folder holds no finished run, a damaged one, or one of another script.
+    """
+    if run.is_file():
+        raise RunError(f"{run}: a file; give the run's folder")
+    try:
+        metrics = read_metrics(run)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
+    if metrics is None:
+        raise RunError(f"{run}: no finished run (metrics.json is missing)")
+    if figure not in metrics:
+        raise RunError(f"{run}: a run of another experiment, not of {script}")
+    return metrics
+
+
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Returns the numbers of metrics.json; one inside a mapping is named by its path, `quality/mixture samples/fid`."""
     found: dict[str, float] = {}

@@ -166,6 +166,8 @@ def loose_images(path: Path, shape: tuple[int, int, int], resize: bool) -> tuple
     Raises:
         RunError: there are no images, one cannot be read or would be read wrongly, or is not of that shape.
     """
+    if not path.exists():
+        raise RunError(f"{path}: no such file or folder")
     folder, names = (path.parent, [path.name]) if path.is_file() else (path, names_in(path))
     if not names:
         raise RunError(f"{path}: no images (files named {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)})")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.data import Dataset
 from common.device import synchronize
-from pruning import evaluate, sparse_file
+from pruning import measures, sparse_file
 from pruning.masks import Masks
 from pruning.vgg import VGG11, prunable_layers
 
@@ -137,6 +137,6 @@ def save_sparse_files(
             "bytes": size,
             "dense_over_sparse": dense_bytes / size,
             "largest_error": max(float((one - other).detach().abs().max()) for one, other in pairs),
-            "accuracy": evaluate.accuracy(reloaded, dataset, dataset.test),
+            "accuracy": measures.accuracy(reloaded, dataset, dataset.test),
         }
     return files

@@ -13,7 +13,7 @@ from common.report.document import Block, Heading, Picture, link
 from common.report.folders import Folder
 from common.stats import Interval
 from common.tables import BOLD, Table, counted, difference
-from pruning import evaluate, figures
+from pruning import figures, measures
 from pruning.settings import Settings
 
 CURVES = "Test accuracy against the share of convolution weights pruned, with intervals where there are several seeds"
@@ -57,8 +57,8 @@ class Metrics:
 
     def saved(self, ratio: float, decimals: int = 2) -> str:
         """Returns how many times smaller or faster the network is, marked if the network is at chance."""
-        useless = evaluate.at_chance(self.finetuned_accuracy, self.dataset.get("test", TEST_IMAGES))
-        return evaluate.ratio(ratio, useless, decimals)
+        useless = measures.at_chance(self.finetuned_accuracy, self.dataset.get("test", TEST_IMAGES))
+        return measures.ratio(ratio, useless, decimals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     for (rule, sparsity), arm in arms.items():
         taught = next(iter(arm.values())).taught
         images = next(iter(arm.values())).metrics.dataset.get("test", TEST_IMAGES)
-        useless = evaluate.at_chance(mean(arm, ACCURACY).estimate, images)
+        useless = measures.at_chance(mean(arm, ACCURACY).estimate, images)
         rows.append(
             [
                 *rule,
@@ -196,8 +196,8 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
                 accuracy_text(mean(arm, ACCURACY)),
                 _against(arm, controls.get("", {})),
                 *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
-                evaluate.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
-                evaluate.ratio(mean(arm, "theoretical_speedup").estimate, useless),
+                measures.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
+                measures.ratio(mean(arm, "theoretical_speedup").estimate, useless),
                 f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB",
             ]
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data import Dataset
-from pruning import evaluate
+from pruning import measures
 from pruning.vgg import VGG11
 
 Batches = Callable[[], Iterator[Tensor]]  # yields the network's inputs (B, C, H, W), from the first one at each call
@@ -26,7 +26,7 @@ def batches(dataset: Dataset) -> Batches:
 
     They come in the order of the split, in whole batches, so that each batch counts the same.
     """
-    inputs = evaluate.inputs(dataset, dataset.train)
+    inputs = measures.inputs(dataset, dataset.train)
     images = min(IMAGES, len(dataset.train))
     whole = max(1, images // BATCH)
     return lambda: (inputs(slice(k * BATCH, min((k + 1) * BATCH, images))) for k in range(whole))

@@ -1,4 +1,4 @@
-"""How accurate a network is; as a script, what a trained network is worth: `python pruning/evaluate.py RUN|FILE`.
+"""What a trained network is worth: `python pruning/evaluate.py RUN|FILE`.
 
 It prints the accuracy on the test images, the time of a batch and the layers, or it classifies images of your own.
 """
@@ -7,57 +7,26 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from annotated_types import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import cli, data, training
-from common.data import Dataset, Split
+from common.data import Split
 from common.device import set_up
-from common.errors import UsageError
 from common.experiment import say
-from common.files import read_metrics
 from common.image_folders import loose_images
+from pruning import account
 from pruning.masks import Masks
 from pruning.trained import TrainedNetwork, load
-from pruning.vgg import CLASSES, prunable_weights
+from pruning.vgg import prunable_weights
 
-CHANCE = "at chance"
 SHAPE = (3, 32, 32)
-
-
-def inputs(dataset: Dataset, split: Split) -> Callable[[slice], Tensor]:
-    """Returns the function from rows of a split to the network's input `(B, C, H, W)`, normalised as in training."""
-    return lambda rows: dataset.normalise(split.images[rows])
-
-
-def accuracy(network: nn.Module, dataset: Dataset, split: Split) -> float:
-    """Returns the fraction of the split's images that the network classifies correctly, in evaluation mode."""
-    return training.accuracy(network, inputs(dataset, split), split.labels)
-
-
-def at_chance(accuracy: float, images: int) -> bool:
-    """Returns whether an accuracy on this many images is that of guessing, to three standard errors.
-
-    What such a network saves says nothing: it has no accuracy to keep.
-    """
-    guessed = 1 / CLASSES
-    return accuracy <= guessed + 3 * math.sqrt(guessed * (1 - guessed) / images)
-
-
-def ratio(value: float, useless: bool, decimals: int = 2) -> str:
-    """Returns how many times smaller or faster a network is, marked if the network is `useless`, at chance."""
-    return f"{value:,.{decimals}f}×" + (f" ({CHANCE})" if useless else "")
-
-
-# -- the script --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +39,27 @@ class Evaluate:
     """Folder of images, or one image, to classify: a CSV line for each, file, class and probability."""
     resize: bool = False
     """Make 32×32 RGB of images of another size or colour."""
-    dataset: str = "auto"
+    dataset: Literal["auto", "cifar10", "digits"] = "auto"
     """Test images: cifar10 or digits; auto takes those that the run was trained on."""
     data_dir: Path | None = None
     """Folder of the data; none means DATA_DIR or data."""
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
+    """CPU threads; none means one for each core. With fewer the times are steadier beside other work."""
     batch_size: Annotated[int, Interval(ge=1, le=100_000)] = 128
     """Images of the larger of the two batches that are timed; the other is one image."""
 
 
 def main(options: Evaluate) -> None:
-    """Prints what was asked for.
-
-    Raises:
-        UsageError: an unknown dataset.
-    """
-    device = set_up("cpu")
-    if options.dataset not in ("auto", "cifar10", "digits"):
-        raise UsageError(f"--dataset {options.dataset}: choose one of auto, cifar10, digits")
+    """Prints what was asked for."""
+    device = set_up("cpu", options.threads)
     network = load(options.network)
+    if network.dataset is None:
+        say(f"{options.network} lies in no run: it is taken for one of CIFAR-10, with its normalisation and classes")
     if options.images is not None:
         classify(network, *loose_images(options.images, SHAPE, options.resize), options.batch_size)
         return
-    dataset = data.load(
-        dataset_of(options), task_default="cifar10", shape=SHAPE, data_dir=options.data_dir, device=device
-    )
+    name = (network.dataset or "auto") if options.dataset == "auto" else options.dataset
+    dataset = data.load(name, task_default="cifar10", shape=SHAPE, data_dir=options.data_dir, device=device)
     if dataset.classes != network.classes:
         say(
             f"warning: the network's classes are {', '.join(network.classes)}, those of {dataset.caption} are others: "
@@ -103,15 +69,6 @@ def main(options: Evaluate) -> None:
     print_costs(network, dataset.test.images[: options.batch_size])
 
 
-def dataset_of(options: Evaluate) -> str:
-    """Returns the dataset to load: the run's own for `auto`, where the network comes with its run."""
-    run = options.network if options.network.is_dir() else options.network.parent.parent
-    metrics = read_metrics(run) if options.dataset == "auto" and (run / "metrics.json").is_file() else None
-    record = (metrics or {}).get("dataset")
-    name = record.get("name") if isinstance(record, dict) else None
-    return name if name in ("cifar10", "digits") else options.dataset
-
-
 def accuracy_on(network: TrainedNetwork, split: Split) -> float:
     """Returns the fraction of the split's uint8 images that the network classifies correctly."""
     return training.accuracy(network, lambda rows: split.images[rows], split.labels)
@@ -119,8 +76,6 @@ def accuracy_on(network: TrainedNetwork, split: Split) -> float:
 
 def print_costs(network: TrainedNetwork, images: Tensor) -> None:
     """Prints the median time of one image and of all uint8 `images`, and every layer's weights that are not zero."""
-    from pruning import account  # which imports this file
-
     masks: Masks = {name: weight != 0 for name, weight in prunable_weights(network.network).items()}
     for batch in (images[:1], images):
         seconds = account.median_seconds({"network": network}, batch, seconds=1.0)["network"]

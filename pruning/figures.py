@@ -17,8 +17,8 @@ from torch import Tensor
 from common.plotting import COLOURS, MARKERS, figure
 from common.stats import Interval
 from pruning.allocation import Allocation
-from pruning.evaluate import CHANCE, at_chance, ratio
 from pruning.masks import Masks
+from pruning.measures import CHANCE, at_chance, ratio
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]

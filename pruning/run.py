@@ -11,7 +11,7 @@ from typing import Any
 from common import cli, data
 from common.device import set_up
 from common.experiment import Run, say
-from pruning import account, evaluate, figures
+from pruning import account, figures, measures
 from pruning.allocation import choose
 from pruning.calibration import batches, recalibrated
 from pruning.given import read_network
@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
     }
 
     def measure(name: str, network: VGG11, split: data.Split) -> None:
-        metrics[name] = run.remembered(name, lambda: evaluate.accuracy(network, dataset, split))
+        metrics[name] = run.remembered(name, lambda: measures.accuracy(network, dataset, split))
         say(f"    {name.replace('_', ' ')} {metrics[name]:.4f}")
 
     say(f"1/6 training on {dataset.caption}: {len(dataset.train)} images, run folder {run.path}")
@@ -116,7 +116,7 @@ def scan_layers(run: Run, settings: Settings, dataset: data.Dataset, split: data
 
     With `--retrain-per-layer` every layer is scanned on a network trained anew, as in the original report.
     """
-    inputs, labels = evaluate.inputs(dataset, split), split.labels
+    inputs, labels = measures.inputs(dataset, split), split.labels
     calibration = batches(dataset) if settings.recalibrate else None
     if not settings.retrain_per_layer:
         return scan(dense, inputs, labels, calibration=calibration)

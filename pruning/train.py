@@ -15,7 +15,7 @@ from common.errors import RunError
 from common.experiment import Run
 from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, fit, triangular
-from pruning import evaluate
+from pruning import measures
 from pruning.calibration import batches, recalibrate
 from pruning.given import read_network
 from pruning.masks import Masks, apply_masks, clear_empty_filters, forget_momentum
@@ -179,7 +179,7 @@ def _fit(
 
     def validate(network: nn.Module, epoch: int) -> dict[str, float]:
         with autocast(run.device, settings.precision):
-            return {"accuracy/validation": evaluate.accuracy(network, dataset, dataset.validation)}
+            return {"accuracy/validation": measures.accuracy(network, dataset, dataset.validation)}
 
     return fit(
         run,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import RunError
-from common.files import read_metrics
+from common.files import finished_metrics
 from pruning.given import read_network
 from pruning.vgg import VGG11
 
@@ -21,9 +20,12 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 class TrainedNetwork(nn.Module):
     """A VGG11 with the normalisation of its training: images in, logits out; `classes` names the logits."""
 
-    def __init__(self, network: VGG11, mean: Tensor, std: Tensor, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, network: VGG11, mean: Tensor, std: Tensor, classes: tuple[str, ...], dataset: str | None = None
+    ) -> None:
         super().__init__()
         self.network, self.classes = network, classes
+        self.dataset = dataset  # that it was trained on; None for a file without its run
         self.register_buffer("mean", mean.view(-1, 1, 1))
         self.register_buffer("std", std.view(-1, 1, 1))
         self.requires_grad_(False).eval()
@@ -47,29 +49,20 @@ def load(path: Path | str) -> TrainedNetwork:
     """
     path = Path(path)
     if path.is_dir():
-        metrics = _metrics(path)
-        if metrics is None:
-            raise RunError(f"{path}: no finished run (metrics.json is missing)")
-        if "finetuned_accuracy" not in metrics:
-            raise RunError(f"{path}: a run of another experiment, not of pruning/run.py")
-        file = path / "checkpoints" / "finetuned.safetensors"
+        file, run = path / "checkpoints" / "finetuned.safetensors", path
     else:
-        file, metrics = path, (_metrics(path.parent.parent) if path.parent.name == "checkpoints" else None)
-    found = (metrics or {}).get("normalisation", {})
+        file, run = path, path.parent.parent
+    of_a_run = path.is_dir() or (path.parent.name == "checkpoints" and (run / "metrics.json").exists())
+    metrics = finished_metrics(run, "finetuned_accuracy", "pruning/run.py") if of_a_run else {}
+    found = metrics.get("normalisation", {})
     try:
         mean, std = (torch.tensor(found.get(k, v)) for k, v in (("mean", CIFAR10_MEAN), ("std", CIFAR10_STD)))
-        classes = tuple((metrics or {}).get("classes", CIFAR10_CLASSES))
+        classes = tuple(metrics.get("classes", CIFAR10_CLASSES))
         if mean.shape != (3,) or std.shape != (3,) or not classes:
             raise ValueError("three channels are expected")
     except (AttributeError, TypeError, ValueError) as error:
-        raise RunError(f"{file.parent.parent / 'metrics.json'}: damaged (normalisation: {error})") from None
+        raise RunError(f"{run / 'metrics.json'}: damaged (normalisation: {error})") from None
     network = VGG11(len(classes))
     network.load_state_dict(read_network(file, classes=len(classes)))
-    return TrainedNetwork(network, mean, std, classes)
-
-
-def _metrics(run: Path) -> dict[str, Any] | None:
-    try:
-        return read_metrics(run)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
+    record = metrics.get("dataset")
+    return TrainedNetwork(network, mean, std, classes, record.get("name") if isinstance(record, dict) else None)

@@ -1,7 +1,7 @@
 """Plays a trained agent: `python rl/play.py results/rl/RUN` prints its returns, films it, exports its policy.
 
 The policy acts without its noise, in the task and with the reward that it was trained on. The episodes have the start
-states of the evaluations during training, so the returns are those of the last evaluation.
+states of the evaluations during training, so as many episodes have the returns of the last evaluation.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from common import cli
 from common.errors import RunError, UsageError
-from common.files import load_weights, read_metrics
+from common.files import finished_metrics, load_weights
+from rl.envs import make
 from rl.networks import Actor
 from rl.settings import Settings
 
@@ -112,8 +113,9 @@ def load(run: Path | str, agent: Agent = "best") -> Policy:
 
 def loaded(run: Path, agent: Agent) -> tuple[Settings, Actor, int]:
     """Returns a run's settings, the actor of one agent alone, and its seed; for errors see `load`."""
-    settings = settings_of(run)
-    returns = final_returns(run, settings)
+    metrics = finished_metrics(run, "eval_returns", "rl/train_sac_icm.py")
+    settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
+    returns = final_returns(run, metrics, settings)
     seed = max(returns, key=lambda of: returns[of]) if agent == "best" else agent
     if seed not in returns:
         seeds = ", ".join(map(str, returns))
@@ -133,40 +135,12 @@ def loaded(run: Path, agent: Agent) -> tuple[Settings, Actor, int]:
     return settings, actor.requires_grad_(False), seed
 
 
-def settings_of(run: Path) -> Settings:
-    """Returns the settings of a finished run of this task.
-
-    Raises:
-        RunError: it is none.
-    """
-    metrics = finished(run)
-    if "eval_returns" not in metrics:
-        raise RunError(f"{run}: a run of another experiment, not of rl/train_sac_icm.py")
-    return cli.parse(Settings, ["--config", str(run / "config.yaml")])
-
-
-def finished(run: Path) -> dict[str, Any]:
-    """Returns a finished run's metrics.
-
-    Raises:
-        RunError: the folder holds no finished run, or a damaged one.
-    """
-    try:
-        metrics = read_metrics(run)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
-    if metrics is None:
-        raise RunError(f"{run}: no finished run (metrics.json is missing)")
-    return metrics
-
-
-def final_returns(run: Path, settings: Settings) -> dict[int, float]:
+def final_returns(run: Path, metrics: Mapping[str, Any], settings: Settings) -> dict[int, float]:
     """Returns the final return of each agent by its seed; an agent that failed while training has none.
 
     Raises:
         RunError: the run's metrics lack the returns.
     """
-    metrics = finished(run)
     try:
         returns = dict(zip(metrics["seeds"], map(float, metrics["eval_returns"]), strict=True))
     except (KeyError, TypeError, ValueError):
@@ -177,11 +151,9 @@ def final_returns(run: Path, settings: Settings) -> dict[int, float]:
 
 
 def action_space(env_id: str, arguments: Mapping[str, Any]) -> gym.spaces.Box:
-    """Returns the task's own action space, before it is scaled to [−1, 1]."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium warns of each task that has a newer version
-        env = gym.make(env_id, **arguments)
-    space = env.action_space
+    """Returns the task's own action space, before it is scaled to [−1, 1]; for errors see `rl.envs.make`."""
+    env = make(env_id, "dense", arguments=arguments)
+    space = env.unwrapped.action_space
     env.close()
     assert isinstance(space, gym.spaces.Box)
     return space

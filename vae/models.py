@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,6 @@ ARCHITECTURE_TITLES: dict[Architecture, str] = {
 # On MNIST, 12 epochs: SiLU gains a nat over ReLU in `conv`; in `fc` it leaves a quarter of 16 dimensions unused.
 ACTIVATIONS: dict[Architecture, type[nn.Module]] = {"fc": nn.ReLU, "conv": nn.SiLU, "deep": nn.ReLU}
 SIDE = 28  # pixels
-
-
-class _Extras(TypedDict):
-    learn_noise: bool
-    classes: int
-    pseudo_inputs: int
 
 
 class VAE(nn.Module):
@@ -127,16 +122,16 @@ def build(
     `pseudo_inputs` it has so many, at random pixels, for the VampPrior.
     """
     act = ACTIVATIONS.get(arch, nn.ReLU)
-    extras: _Extras = {"learn_noise": learn_noise, "classes": classes, "pseudo_inputs": pseudo_inputs}
+    vae_of = partial(VAE, learn_noise=learn_noise, classes=classes, pseudo_inputs=pseudo_inputs)
     if arch == "deep":
-        vae = VAE(*_deep(act), nn.Identity(), 1024, latent, **extras)
+        vae = vae_of(*_deep(act), nn.Identity(), 1024, latent)
         vae.from_code = nn.Linear(latent + classes, 1024 * 16)
         return vae.to(memory_format=torch.channels_last)
     if arch == "fc":
         encoder, decoder, width = _fully_connected(hidden, act)
     else:
         encoder, decoder, width = _convolutional(channels, act)
-    return VAE(encoder, decoder, act(), width, latent, **extras).to(memory_format=torch.channels_last)
+    return vae_of(encoder, decoder, act(), width, latent).to(memory_format=torch.channels_last)
 
 
 def _fully_connected(hidden: Sequence[int], act: type[nn.Module]) -> tuple[nn.Module, nn.Module, int]:

@@ -58,9 +58,7 @@ class Sample:
 
 def main(options: Sample) -> None:
     """Does what was asked for and prints the file or the folder that it wrote."""
-    wanted = [name for name in ("encode", "reconstruct", "interpolate") if getattr(options, name) is not None]
-    if len(wanted) > 1:
-        raise UsageError(f"--{wanted[0]} and --{wanted[1]}: one at a time")
+    check(options)
     set_up("cpu")
     trained = load(options.run)
     if options.encode is not None:
@@ -81,6 +79,27 @@ def main(options: Sample) -> None:
         print(written_images(options.out or Path("samples.png"), images))
 
 
+def check(options: Sample) -> None:
+    """Raises UsageError for options that contradict each other or have no effect, before any work."""
+    wanted = [name for name in ("encode", "reconstruct", "interpolate") if getattr(options, name) is not None]
+    if len(wanted) > 1:
+        raise UsageError(f"--{wanted[0]} and --{wanted[1]}: one at a time")
+    given = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
+    without = ("count", "sampler", "seed") if wanted else ("resize",)
+    if idle := [name for name in without if name in given]:
+        raise UsageError(f"--{idle[0]} with --{wanted[0]}: no effect" if wanted else "--resize: no images are given")
+    if options.out is None:
+        return
+    endings = (".csv", ".npz") if options.encode is not None else (".png", "")
+    if options.out.suffix not in endings:
+        allowed = "codes are written as .csv or .npz"
+        if options.encode is None:
+            allowed = "the name of a sheet ends in .png, that of a folder has no ending"
+        raise UsageError(f"--out {options.out}: {allowed}")
+    if options.out.is_dir() and (options.out.suffix or any(options.out.iterdir())):
+        raise UsageError(f"--out {options.out}: a folder with files; choose another, so that none is mixed with them")
+
+
 def of_class(options: Sample, images: Tensor) -> Tensor | None:
     """Returns the class of each image, as `--class` says; None without it."""
     return None if options.label is None else torch.full((len(images),), options.label)
@@ -91,17 +110,12 @@ def written_images(path: Path, images: Tensor, names: list[str] | None = None, b
 
     On the sheet, a row of images `beside` them stands above each of their rows. In the folder they have the `names`
     of the files that they were made from, or numbers.
-
-    Raises:
-        UsageError: the path has another ending than .png.
     """
     if path.suffix == ".png":
         rows = list(images.split(COLUMNS))
         if beside is not None:
             rows = [row for pair in zip(beside.split(COLUMNS), rows, strict=True) for row in pair]
         write_atomically(path, _png(image_grid(rows)))
-    elif path.suffix:
-        raise UsageError(f"--out {path}: the name of a sheet ends in .png, that of a folder has no ending")
     else:
         width = len(str(len(images) - 1))
         for number, image in enumerate(images):
@@ -111,15 +125,11 @@ def written_images(path: Path, images: Tensor, names: list[str] | None = None, b
 
 
 def written_codes(path: Path, names: list[str], codes: Tensor) -> Path:
-    """Writes each file's code, `(N, latent)`, as CSV (a line a file) or NPZ (`names`, `codes`), and returns the path.
-
-    Raises:
-        UsageError: the path has another ending.
-    """
+    """Writes each file's code, `(N, latent)`, as CSV (a line a file) or NPZ (`names`, `codes`); returns the path."""
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         np.savez_compressed(buffer, names=np.array(names), codes=codes.numpy())
-    elif path.suffix == ".csv":
+    else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *(f"z{dimension}" for dimension in range(1, codes.shape[1] + 1))])
@@ -127,8 +137,6 @@ def written_codes(path: Path, names: list[str], codes: Tensor) -> Path:
             [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, codes.tolist(), strict=True)
         )
         buffer.write(text.getvalue().encode())
-    else:
-        raise UsageError(f"--out {path}: codes are written as .csv or .npz")
     write_atomically(path, buffer.getvalue())
     return path
 

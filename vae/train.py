@@ -18,7 +18,7 @@ from common.errors import RunError
 from common.experiment import Run, say
 from common.fast.adam import Adam
 from common.training import Recipe, fit, triangular
-from vae import bounds, distil, figures, models, objective, plane, priors, samplers
+from vae import bounds, code_figures, distil, figures, models, objective, plane, priors, samplers
 from vae.classifier import reference_rows, trained_judge
 from vae.models import VAE
 from vae.priors import Prior, gaussian, mapped_to, prior_label, scale_steps, steps_unscaled, vamp
@@ -107,15 +107,15 @@ def main(settings: Settings) -> None:
         drawn = f"{sampler}, codes from {other}" if sampler == MISMATCHED else sampler
         sheet = figures.samples(images[:100], f"{title}: {drawn}, {fid}", caption)
         run.figure(f"samples_{sampler.split()[0]}", sheet)
-    run.figure("latent", figures.latent_scatter(means, deviations, labels, prior, title, caption, classes))
+    run.figure("latent", code_figures.latent_scatter(means, deviations, labels, prior, title, caption, classes))
     if settings.latent == 2:
-        run.figure("manifold", figures.manifold(model, prior, means, labels[0], title, caption, classes))
+        run.figure("manifold", code_figures.manifold(model, prior, means, labels[0], title, caption, classes))
     else:
-        run.figure("traversals", figures.traversals(model, means, deviations, prior, title, caption, labels[0]))
+        run.figure("traversals", code_figures.traversals(model, means, deviations, prior, title, caption, labels[0]))
     if settings.conditional:
         codes = samplers.prior_codes(prior, 10, settings.latent, settings.seed)
         run.figure("samples_by_class", figures.samples_by_class(model, codes, title, caption, classes))
-    run.figure("interpolations", figures.interpolations(model, means, seen.test, title, caption))
+    run.figure("interpolations", code_figures.interpolations(model, means, seen.test, title, caption))
     run.figure("quality", figures.quality(metrics["quality"], title, caption, classes))
 
     say("5/5 saving")

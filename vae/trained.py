@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from common import cli
 from common.errors import RunError, UsageError
-from common.files import load_weights, read_metrics
+from common.files import finished_metrics, load_weights
 from vae import bounds, samplers
 from vae.models import VAE
 from vae.settings import Settings
@@ -51,7 +51,7 @@ class TrainedVAE:
         """Returns the means of the posteriors, `(N, latent)`; images are uint8, or float32 in [0, 1].
 
         Raises:
-            UsageError: a conditional model needs the images' classes, `labels` (N,).
+            UsageError: a conditional model needs the images' classes, `labels` (N,); floats outside [0, 1].
         """
         means, _ = bounds.posterior_means(self.model, self._as_uint8(images), self._given(labels))
         return means
@@ -97,12 +97,16 @@ class TrainedVAE:
         return labels
 
     def _as_uint8(self, images: Tensor) -> Tensor:
-        return images if images.dtype == torch.uint8 else images.mul(255).round().to(torch.uint8)
+        if images.dtype == torch.uint8:
+            return images
+        if images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
+            raise UsageError("images of floats must lie in [0, 1]")
+        return images.mul(255).round().to(torch.uint8)
 
     def _mixture(self) -> dict[str, Tensor]:
         path = self.run / "checkpoints" / "mixture.safetensors"
         if not path.exists():
-            raise RunError(f"{path}: no such file; runs of before have kept no mixture: use the prior")
+            raise RunError(f"{path}: no such file; the run has no mixture of codes. Draw from the prior")
         return load_weights(path)
 
 
@@ -113,7 +117,7 @@ def load(run: Path | str) -> TrainedVAE:
         RunError: no finished run of this task, or a damaged one.
     """
     run = Path(run)
-    metrics = _finished(run)
+    metrics = finished_metrics(run, "elbo", "vae/train.py")
     settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
     path = run / "checkpoints" / "vae.safetensors"
     weights = load_weights(path)
@@ -126,15 +130,3 @@ def load(run: Path | str) -> TrainedVAE:
     names = tuple(metrics.get("classes", [str(label) for label in range(classes)]))
     counts = torch.tensor(metrics.get("class_counts", [1] * max(1, classes)))
     return TrainedVAE(model.requires_grad_(False).eval(), settings, run, names, counts)
-
-
-def _finished(run: Path) -> dict[str, Any]:
-    try:
-        metrics = read_metrics(run)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
-    if metrics is None:
-        raise RunError(f"{run}: no finished run (metrics.json is missing)")
-    if "elbo" not in metrics or "latent" not in metrics:
-        raise RunError(f"{run}: a run of another experiment, not of vae/train.py")
-    return metrics

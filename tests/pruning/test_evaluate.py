@@ -1,39 +1,146 @@
-"""Accuracy on a split: normalised images, every image counted once, in evaluation mode."""
+"""A trained network is loaded from a run or a file, and classifies uint8 images as it did while training."""
 
-import math
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from common.data import Dataset, Split
-from pruning import evaluate
-from pruning.vgg import VGG11
+from common import cli
+from common.files import save_weights
+from pruning import load
+from pruning.evaluate import Evaluate, main
+from pruning.masks import magnitude_masks
+from pruning.sparse_file import save_sparse
+from pruning.trained import CIFAR10_MEAN, CIFAR10_STD
+from pruning.vgg import VGG11, prunable_weights
+
+pytestmark = pytest.mark.slow  # networks of true size
+MEAN, STD = [0.3, 0.4, 0.5], [0.2, 0.25, 0.3]
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
 
 
-def test_accuracy_counts_every_image_of_the_split(network: VGG11) -> None:
-    images = torch.randint(256, (13, 3, 32, 32), dtype=torch.uint8)
-    mean, std = torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.2, 0.25, 0.3])
+@pytest.fixture
+def run(network: VGG11, tmp_path: Path) -> Path:
+    """A finished run's folder, as far as loading needs it; half of the weights of each layer are zero."""
+    weights = prunable_weights(network)
     with torch.no_grad():
-        pixels = (images / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-        labels = network(pixels).argmax(1)
-    labels[:4] = (labels[:4] + 1) % 10  # four of thirteen are wrong
-    split = Split(images, labels)
-    dataset = Dataset("x", "", None, tuple("0123456789"), split, split, split, mean, std)
-    torch.testing.assert_close(evaluate.inputs(dataset, split)(slice(2, 5)), pixels[2:5])
-    before = network.state_dict()["features.1.running_mean"].clone()
-    assert evaluate.accuracy(network.train(), dataset, split) == 9 / 13
-    assert network.training
-    assert torch.equal(before, network.eval().state_dict()["features.1.running_mean"])
+        for weight in weights.values():  # the identity at the start has zeros of its own
+            weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        masks = magnitude_masks(weights, dict.fromkeys(weights, 0.5))
+        for name, mask in masks.items():
+            weights[name].mul_(mask)
+    folder = tmp_path / "run"
+    save_weights(folder / "checkpoints" / "finetuned.safetensors", network.state_dict())
+    save_sparse(folder / "checkpoints" / "network.float32.sparse", network.state_dict(), masks, "float32")
+    metrics = {"finetuned_accuracy": 0.5, "classes": CLASSES, "normalisation": {"mean": MEAN, "std": STD}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
-@pytest.mark.parametrize("images", [100, 360, 10_000])
-def test_chance_is_three_standard_errors_of_guessing_wide(images: int) -> None:
-    edge = 0.1 + 3 * math.sqrt(0.09 / images)
-    assert evaluate.at_chance(0.05, images)
-    assert evaluate.at_chance(edge - 1e-6, images)
-    assert not evaluate.at_chance(edge + 1e-6, images)
+def images() -> torch.Tensor:
+    return torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_ratio_of_a_useless_network_is_marked() -> None:
-    assert evaluate.ratio(16342.4, True) == "16,342.40× (at chance)"
-    assert evaluate.ratio(4.333, False) == "4.33×"
+def logits(network: VGG11, mean: object, std: object) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    with torch.no_grad():
+        return network.eval()((images() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("file", ["", "checkpoints/finetuned.safetensors", "checkpoints/network.float32.sparse"])
+def test_logits_are_those_of_the_normalised_images(run: Path, file: str, network: VGG11) -> None:
+    loaded = load(run / file)
+    assert loaded.classes == tuple(CLASSES)
+    torch.testing.assert_close(loaded(images()), logits(network, MEAN, STD))
+    torch.testing.assert_close(loaded(images() / 255), logits(network, MEAN, STD))
+    assert not loaded.training
+
+
+def test_a_file_without_its_run_is_normalised_as_cifar10(run: Path, network: VGG11, tmp_path: Path) -> None:
+    file = tmp_path / "copy.safetensors"
+    file.write_bytes((run / "checkpoints" / "finetuned.safetensors").read_bytes())
+    torch.testing.assert_close(load(file)(images()), logits(network, CIFAR10_MEAN, CIFAR10_STD))
+    assert load(file).classes[0] == "airplane"
+
+
+def test_accuracy_costs_and_layers_are_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    cli.command(main, Evaluate, [str(run), "--dataset", "digits", "--batch-size", "4"])
+    done = capsys.readouterr()
+    lines = done.out.splitlines()
+    assert lines[0].startswith("accuracy 0.")
+    assert "360 test images" in lines[0]
+    assert "the network's classes are ant, bee" in done.err
+    assert [line.split(" for ")[1].split(",")[0] for line in lines[1:3]] == ["a batch of 1", "a batch of 4"]
+    rows = [line.split() for line in lines[3:-1]]
+    assert [row[0] for row in rows] == list(prunable_weights(load(run).network))
+    assert all(float(row[1]) == pytest.approx(0.5, abs=0.01) for row in rows)
+    assert lines[-1].startswith("weights kept 0.5")
+
+
+def test_images_are_classified(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    for number, name in enumerate(("a", "b", "more/c")):
+        Image.fromarray(images()[number].permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{name}.png")
+    capsys.readouterr()
+    cli.command(main, Evaluate, [str(run), "--images", str(tmp_path / "mine"), "--batch-size", "2"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    probabilities = load(run)(images()[:3]).softmax(1)
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "more/c.png"]
+    assert [row["class"] for row in rows] == [CLASSES[int(label)] for label in probabilities.argmax(1)]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(probabilities.amax(1).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"finetuned_accuracy": None}, "a run of another experiment"),
+        ({"normalisation": {"mean": "x", "std": STD}}, "damaged (normalisation"),
+        ({"normalisation": {"mean": [0.1], "std": STD}}, "damaged (normalisation: three channels"),
+        ({"classes": ["a", "b"]}, "classifier"),
+    ],
+)
+def test_a_damaged_run_is_told(
+    run: Path, change: dict[str, object], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((run / "metrics.json").read_text()) | change
+    (run / "metrics.json").write_text(json.dumps({name: value for name, value in metrics.items() if value is not None}))
+    with pytest.raises(SystemExit) as stopped:
+        cli.command(main, Evaluate, [str(run), "--dataset", "digits"])
+    assert stopped.value.code == 1
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["tests"], 1, "tests: no finished run (metrics.json is missing)"),
+        (["nothing.sparse"], 1, "nothing.sparse"),
+        (["{run}", "--dataset", "imagenet"], 2, "--dataset imagenet: choose one of auto, cifar10, digits"),
+        (["{run}", "--batch-size", "0"], 2, "--batch-size 0"),
+        (["{run}", "--images", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_bad_input(run: Path, arguments: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.command(main, Evaluate, [argument.format(run=run) for argument in arguments])
+    assert stopped.value.code == status
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_loaded_as_the_docs_say(tmp_path: Path) -> None:
+    """In a fresh process, with the network in its true size."""
+    save_weights(tmp_path / "dense.safetensors", VGG11().state_dict())
+    program = (
+        f"import torch; from pruning import load; network = load({str(tmp_path / 'dense.safetensors')!r});"
+        "images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8);"
+        "print([network.classes[label] for label in network(images).argmax(1)])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.count("'") == 4, done.stderr

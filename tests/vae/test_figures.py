@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from common.data import Split
 from common.plotting import figure, png_bytes
-from vae import figures, models
+from vae import code_figures, figures, models
 from vae.labels import examples, short
 from vae.priors import vamp
 from vae.settings import Settings
@@ -30,7 +30,7 @@ def test_traversals_have_whole_labels(latent: int) -> None:
     model = models.build("fc", latent, hidden=(8,), channels=0).eval().requires_grad_(False)
     prior = Settings(prior="gaussian12").prior_on(torch.device("cpu"))
     means = torch.linspace(0, 9, latent).repeat(5, 1)  # the last dimensions, with the longest names, carry most KL
-    require_inside(figures.traversals(model, means, torch.ones(5, latent), prior, "a title", "MNIST"))
+    require_inside(code_figures.traversals(model, means, torch.ones(5, latent), prior, "a title", "MNIST"))
 
 
 def test_long_titles_are_broken() -> None:
@@ -47,8 +47,8 @@ def test_manifold_and_traversals_have_different_short_labels_for_any_prior(mean:
     model = models.build("fc", 2, hidden=(8,), channels=0).eval().requires_grad_(False)
     means = torch.full((5, 2), float(mean))
     sheets = [
-        figures.manifold(model, prior, means, torch.tensor(0), "a title", "MNIST"),
-        figures.traversals(model, means, torch.full((5, 2), float(std)), prior, "a title", "MNIST"),
+        code_figures.manifold(model, prior, means, torch.tensor(0), "a title", "MNIST"),
+        code_figures.traversals(model, means, torch.full((5, 2), float(std)), prior, "a title", "MNIST"),
     ]
     for sheet in sheets:
         labels = [label.get_text() for label in sheet.axes[0].get_xticklabels()]
@@ -65,13 +65,13 @@ def test_any_number_of_classes_is_drawn(count: int) -> None:
     means, prior = torch.randn(len(labels), 2), Settings(prior="normal").prior_on(torch.device("cpu"))
     model = models.build("fc", 2, hidden=(8,), channels=0).eval().requires_grad_(False)
     require_inside(figures.reconstructions(model, test, "a title", "MNIST"))
-    require_inside(figures.interpolations(model, means, test, "a title", "MNIST"))
+    require_inside(code_figures.interpolations(model, means, test, "a title", "MNIST"))
     row = {"fid": 3.0, "density": 0.5, "coverage": 0.5}
     judged = row | {"confidence": 0.9, "classes": [1 / count] * count} if count > 1 else row
     names = ["prior samples", "real training images"]
     assert png_bytes(figures.quality(dict.fromkeys(names, judged), "a title", "MNIST", classes))
     for codes in (means, means[:, :1]):
-        sheet = figures.latent_scatter(codes, torch.ones_like(codes), labels, prior, "a title", "MNIST", classes)
+        sheet = code_figures.latent_scatter(codes, torch.ones_like(codes), labels, prior, "a title", "MNIST", classes)
         FigureCanvasAgg(sheet).draw()
         legend = sheet.axes[0].get_legend()
         assert legend is None or legend.get_window_extent().x1 <= sheet.bbox.x1
@@ -107,14 +107,14 @@ def vamp_model(latent: int, classes: int = 0) -> models.VAE:
 def test_figures_of_a_learned_prior(latent: int) -> None:
     model, means, labels = vamp_model(latent), torch.randn(50, latent), torch.arange(50) % 10
     prior = vamp(model)
-    scatter = figures.latent_scatter(means, torch.ones(50, latent), labels, prior, "a title", "MNIST")
+    scatter = code_figures.latent_scatter(means, torch.ones(50, latent), labels, prior, "a title", "MNIST")
     (axes,) = scatter.axes
     if latent > 1:
         shown = int(axes.get_xlabel().split()[1]) - 1
         crosses = torch.from_numpy(axes.collections[-1].get_offsets().data[:, 0]).float()
         torch.testing.assert_close(crosses, prior.means[:, shown])
         assert not axes.patches  # no contours
-    traversed = figures.traversals(model, means, torch.ones(50, latent), prior, "a title", "MNIST")
+    traversed = code_figures.traversals(model, means, torch.ones(50, latent), prior, "a title", "MNIST")
     require_inside(traversed)
     assert [label.get_text() for label in traversed.axes[0].get_xticklabels()][::5] == ["−3.0", "0.0", "3.0"]
 
@@ -122,7 +122,7 @@ def test_figures_of_a_learned_prior(latent: int) -> None:
 def test_the_plane_of_a_learned_prior_is_at_quantiles_of_the_codes() -> None:
     means = torch.stack([torch.linspace(0, 8, 1001), torch.linspace(-4, 4, 1001)], dim=1)
     model = vamp_model(2, classes=10)
-    sheet = figures.manifold(model, vamp(model), means, torch.tensor(7), "a title", "MNIST", side=4)
+    sheet = code_figures.manifold(model, vamp(model), means, torch.tensor(7), "a title", "MNIST", side=4)
     (axes,) = sheet.axes
     across, up = ([label.get_text() for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels()))
     assert across == ["1.0", "3.0", "5.0", "7.0"]  # quantiles 1/8, 3/8, 5/8, 7/8
@@ -148,10 +148,12 @@ def test_conditional_figures_have_the_names_of_any_number_of_classes(count: int)
     by_class = figures.samples_by_class(model, means[:4], "a title", "MNIST", classes)
     require_inside(by_class)
     assert [label.get_text() for label in by_class.axes[0].get_yticklabels()] == list(map(short, classes[:40]))
-    plane = figures.manifold(model, vamp(model), means, labels[1], "a title", "MNIST", classes, side=4)
+    plane = code_figures.manifold(model, vamp(model), means, labels[1], "a title", "MNIST", classes, side=4)
     assert any(short(classes[1]) in text.get_text() for text in plane.texts)
-    require_inside(figures.interpolations(model, means, test, "a title", "MNIST"))
-    scatter = figures.latent_scatter(means, torch.ones_like(means), labels, vamp(model), "a title", "MNIST", classes)
+    require_inside(code_figures.interpolations(model, means, test, "a title", "MNIST"))
+    scatter = code_figures.latent_scatter(
+        means, torch.ones_like(means), labels, vamp(model), "a title", "MNIST", classes
+    )
     assert "crosses" in scatter.axes[0].get_title()
     assert ("60 classes" in scatter.axes[0].get_title()) == (count == 60)
 
@@ -160,7 +162,7 @@ def test_interpolations_end_in_each_images_own_class() -> None:
     model, labels = vamp_model(2, classes=10), torch.arange(20) % 10
     test = Split(torch.zeros(20, 1, 28, 28, dtype=torch.uint8), labels)
     means = torch.randn(20, 2)
-    (axes,) = figures.interpolations(model, means, test, "a title", "MNIST").axes
+    (axes,) = code_figures.interpolations(model, means, test, "a title", "MNIST").axes
     drawn = torch.from_numpy(axes.images[0].get_array().data)
     for column, index in ((1, 0), (12, 1)):  # the first line goes from a 0 to a 1
         ours = drawn[1:29, 30 * column + 1 : 30 * column + 29]

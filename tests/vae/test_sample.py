@@ -13,6 +13,7 @@ from PIL import Image
 
 from common import cli, data
 from common.data import Dataset
+from common.errors import UsageError
 from vae import bounds, classifier, load, samplers
 from vae.sample import Sample, main
 from vae.settings import Settings
@@ -74,6 +75,11 @@ def test_samples_are_those_of_the_run(runs: Path, name: str, sampler: str, digit
     assert {
         f"random_{name}": pytest.approx(value, rel=1e-4) for name, value in found.items()
     }.items() <= quality.items()
+
+
+def test_floats_outside_0_and_1_are_refused(runs: Path) -> None:
+    with pytest.raises(UsageError, match="must lie in"):
+        load(runs / "plain").encode(torch.full((1, 1, 28, 28), 200.0))
 
 
 def test_another_seed_gives_other_images_and_the_same_seed_the_same(runs: Path) -> None:
@@ -156,7 +162,11 @@ def test_codes_of_files_are_named_after_them(
         (["{runs}/plain", "--out", "samples.jpg"], 2, "the name of a sheet ends in .png"),
         (["{runs}/plain", "--encode", "{pictures}", "--out", "codes.txt"], 2, ".csv or .npz"),
         (["{runs}/plain", "--encode", "{pictures}", "--reconstruct", "{pictures}"], 2, "one at a time"),
-        (["{runs}/plain", "--encode", "nowhere"], 1, "nowhere"),
+        (["{runs}/plain", "--encode", "{pictures}", "--count", "3"], 2, "--count with --encode: no effect"),
+        (["{runs}/plain", "--resize"], 2, "--resize: no images are given"),
+        (["{runs}/plain", "--out", "{pictures}"], 2, "a folder with files; choose another"),
+        (["{runs}/plain", "--encode", "nowhere"], 1, "nowhere: no such file or folder"),
+        (["{runs}/plain/config.yaml"], 1, "config.yaml: a file; give the run's folder"),
         (["{runs}"], 1, "no finished run (metrics.json is missing)"),
     ],
 )

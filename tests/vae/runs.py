@@ -1,0 +1,17 @@
+"""What the tests read of a run's folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from vae.settings import Settings
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def settings_of(run: Path) -> Settings:
+    return cli.parse(Settings, ["--config", str(run / "config.yaml")])
