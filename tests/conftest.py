@@ -84,17 +84,17 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 
 
 @pytest.fixture
-def killed() -> Callable[[Sequence[str], Path, str], Path]:
-    """Runs a command as typed and kills it, `kill -9`, half a second after its first checkpoint; returns its run."""
+def killed() -> Callable[..., Path]:
+    """Runs a command as typed and kills it, `kill -9`, some seconds after its first checkpoint; returns its run."""
 
-    def run(command: Sequence[str], results: Path, checkpoint: str) -> Path:
+    def run(command: Sequence[str], results: Path, checkpoint: str, later: float = 0.5) -> Path:
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 240
         while not (found := list(results.glob(f"*/*/checkpoints/{checkpoint}"))):
             assert process.poll() is None, "ended before its first checkpoint"
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.5)
+        time.sleep(later)
         process.send_signal(signal.SIGKILL)
         process.wait()
         return found[0].parent.parent

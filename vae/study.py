@@ -85,7 +85,7 @@ def main(settings: StudySettings) -> None:
     threads = run.remembered("threads", lambda: shared_out)
     say(f"2/3 {len(models)} models × {len(seeds)} seeds, {processes} at a time, in {run.path / 'runs'}")
     folders = train(settings, run.path / "runs", seeds, processes, threads)
-    results = {name: [_figures(folders[name, seed]) for seed in seeds] for name in models}
+    results = {name: [figures_in(folders[name, seed]) for seed in seeds] for name in models}
 
     say("3/3 comparing and drawing")
     figures_of = {name: {key: [r[key] for r in rows] for key in rows[0]} for name, rows in results.items()}
@@ -120,7 +120,7 @@ def train(
     return {key: folders[job.name] for key, job in jobs.items()}
 
 
-def _figures(folder: Path) -> dict[str, float]:
+def figures_in(folder: Path) -> dict[str, float]:
     """Returns the figures of a run's metrics.json that a study keeps; those of mismatched samples where there are."""
     try:
         found = numbers(read_metrics(folder) or {})

@@ -8,6 +8,7 @@ written out.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -68,6 +69,9 @@ def update(
 
 class Adam(torch.optim.Optimizer):
     """torch's fused Adam on parameters in groups, each with its learning rate (`param_groups[i]["lr"]`)."""
+
+    # torch's decorator of it imports torch._dynamo: 2 seconds of every start, for a compiler that is not used
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
     def __init__(self, *groups: tuple[Iterable[nn.Parameter], float]) -> None:
         super().__init__([{"params": list(parameters), "lr": rate} for parameters, rate in groups], {})

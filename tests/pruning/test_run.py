@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from pruning.vgg import VGG11
 from tests.pruning.small import use_few_images, use_narrow_network
 
 Refused = Callable[..., tuple[int, str]]
-Killed = Callable[[Sequence[str], Path, str], Path]
+Killed = Callable[..., Path]
 Unchanged = Callable[[Any, Any, Path], None]
 COMMAND = [sys.executable, "pruning/run.py"]
+NARROW_COMMAND = [sys.executable, "-m", "tests.pruning.small"]
 
 
 def study(*arguments: str, check: bool = True, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -126,30 +127,40 @@ def test_the_terminal_marks_what_a_network_at_chance_saves(finished: Path) -> No
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_give_the_same_weights(smoke: Path, tmp_path: Path, killed: Killed) -> None:
-    typed = [*COMMAND, "--smoke-test", "--latency-seconds", "0", "--results-dir", str(tmp_path)]
-    run = killed(typed, tmp_path, "dense.state.pt")
+def test_kill_9_and_resume_give_the_same_weights(
+    tmp_path: Path, killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--smoke-test", "--epochs", "6", "--latency-seconds", "0"]
+    run = killed([*NARROW_COMMAND, *settings, "--results-dir", str(tmp_path)], tmp_path, "dense.state.pt", later=0)
     assert not (run / "checkpoints" / "dense.safetensors").exists()
-    done = study("--resume", str(run))
+    done = subprocess.run([*NARROW_COMMAND, "--resume", str(run)], capture_output=True, text=True, check=True)
     assert "going on after epoch" in done.stderr
+    use_narrow_network(monkeypatch)
+    use_few_images(monkeypatch)
+    cli.run(main, Settings, [*settings, "--results-dir", str(tmp_path), "--run-name", "whole"])
+    whole = tmp_path / "pruning" / "whole"
     for name in ("dense", "finetuned"):
-        ours, unbroken = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, smoke))
+        ours, unbroken = (load_weights(r / "checkpoints" / f"{name}.safetensors") for r in (run, whole))
         assert all(torch.equal(ours[key], tensor) for key, tensor in unbroken.items())
-    mine, theirs = metrics_of(run), metrics_of(smoke)
+    mine, theirs = metrics_of(run), metrics_of(whole)
     for key in ("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "sensitivity", "layers"):
         assert mine[key] == theirs[key]
-    assert len((run / "history.csv").read_text().splitlines()) == 4
+    assert len((run / "history.csv").read_text().splitlines()) == 8
 
 
 @pytest.mark.slow
-def test_from_given_weights_gradually_with_regrowth_and_distillation(finished: Path, tmp_path: Path) -> None:
-    given = finished / "checkpoints" / "dense.safetensors"
+def test_from_given_weights_gradually_with_regrowth_and_distillation(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_narrow_network(monkeypatch)
+    use_few_images(monkeypatch)
+    given = narrow / "checkpoints" / "dense.safetensors"
     arguments = ["--smoke-test", "--scan-images", "2", "--latency-seconds", "0", "--batch-size", "256"]
     arguments += ["--allocation", "global", "--sparsity", "0.9", "--schedule", "gradual", "--regrow", "0.5"]
     arguments += ["--distillation", "0.9", "--dense-weights", str(given)]
     cli.run(main, Settings, [*arguments, "--results-dir", str(tmp_path), "--run-name", "run"])
     metrics = metrics_of(tmp_path / "pruning" / "run")
-    assert metrics["dense_accuracy"] == metrics_of(finished)["dense_accuracy"]
+    assert metrics["dense_accuracy"] == metrics_of(narrow)["dense_accuracy"]
     weights = sum(layer["weights"] for layer in metrics["layers"])
     assert metrics["conv_weights_kept"] == pytest.approx(0.1, abs=8 / weights)  # a weight a layer
     rows = list(csv.DictReader((tmp_path / "pruning" / "run" / "history.csv").open()))
@@ -248,13 +259,14 @@ def test_every_preset_and_every_arm_of_a_sweep_is_accepted(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_full_disk_ends_with_one_line_and_damages_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: the 74 MB checkpoint of the first epoch does not fit."""
+    """A limit on the size of files stands for the full disk: the checkpoint of the first epoch does not fit."""
 
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    done = study("--smoke-test", "--results-dir", str(tmp_path), check=False, preexec_fn=small_files)
+    command = [*NARROW_COMMAND, "--smoke-test", "--results-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_files)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr.splitlines()[-1]

@@ -28,10 +28,10 @@ from tests.pruning.small import use_narrow_network
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, params=["narrow", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.fixture(autouse=True)
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test trains a narrow network, and once more the whole VGG11."""
-    if request.param == "narrow":
+    """Every test trains a narrow network, where it does not ask for the whole VGG11."""
+    if getattr(request, "param", "narrow") == "narrow":
         use_narrow_network(monkeypatch)
 
 
@@ -50,7 +50,14 @@ def settings(folder: Path, **more: object) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "ema_decay", "regrow"), [("one-shot", 0.0, 0.0), ("gradual", 0.9, 0.0), ("gradual", 0.9, 0.5)]
+    ("schedule", "ema_decay", "regrow", "width"),
+    [
+        ("one-shot", 0.0, 0.0, "narrow"),
+        ("gradual", 0.9, 0.0, "narrow"),
+        ("gradual", 0.9, 0.5, "narrow"),
+        pytest.param("gradual", 0.9, 0.5, "whole", marks=pytest.mark.slow),
+    ],
+    indirect=["width"],
 )
 def test_dropped_weights_stay_exactly_zero(
     tmp_path: Path,
@@ -143,8 +150,17 @@ class Killed(Exception):
     pass
 
 
+EVERYTHING = {"allocation": "global", "regrow": 0.5, "distillation": 0.5, "ema_decay": 0.9}
+
+
 @pytest.mark.parametrize(
-    "more", [{"allocation": "random"}, {"allocation": "global", "regrow": 0.5, "distillation": 0.5, "ema_decay": 0.9}]
+    ("more", "width"),
+    [
+        ({"allocation": "random"}, "narrow"),
+        (EVERYTHING, "narrow"),
+        pytest.param(EVERYTHING, "whole", marks=pytest.mark.slow),
+    ],
+    indirect=["width"],
 )
 def test_stopped_while_pruning_it_ends_with_the_same_masks_and_weights(
     tmp_path: Path,

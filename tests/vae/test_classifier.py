@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from common import cli, data
 from common.data import Split
 from common.experiment import Run
+from common.files import load_weights, save_weights
+from vae import classifier
 from vae.classifier import UNCLASSIFIED, Classifier, drawn, trained_judge
 from vae.features import FeatureSpace
 from vae.settings import Settings
@@ -18,17 +21,31 @@ from vae.train import main
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_classifier_reaches_99_percent_on_mnist(
-    real_data_dir: Path, tmp_path: Path, own_cache: None, capsys: pytest.CaptureFixture[str]
+def test_classifier_learns_mnist(
+    real_data_dir: Path,
+    tmp_path: Path,
+    own_cache: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also that a run on the real images says so; one epoch of a small VAE."""
+    """From a third of the training images in a third of the time; from all of them it reaches 99.3 %.
+
+    Also that a run on the real images says so; one epoch of a small VAE.
+    """
+    whole = data.load
+
+    def a_third(*arguments: Any, **more: Any) -> data.Dataset:
+        dataset = whole(*arguments, **more)
+        return dataclasses.replace(dataset, train=dataset.train.head(18_000))
+
+    monkeypatch.setattr(data, "load", a_third)
     arguments = ["--dataset", "mnist", "--data-dir", str(real_data_dir), "--arch", "fc", "--hidden", "64"]
     short = ["--epochs", "1", "--nll-samples", "1", "--generated", "1000", "--latent", "2"]
     cli.run(main, Settings, [*arguments, *short, "--results-dir", str(tmp_path)])
     metrics = json.loads((Path(capsys.readouterr().out.splitlines()[-1]) / "metrics.json").read_text())
     assert metrics["dataset"]["stand_in_for"] is None
-    assert metrics["dataset"]["images"] == 70_000
-    assert metrics["classifier"]["accuracy"] >= 0.99
+    assert metrics["dataset"]["images"] == 34_000  # with 6,000 held out and 10,000 to test
+    assert metrics["classifier"]["accuracy"] >= 0.985
     assert -250 < metrics["elbo"] < -140
 
 
@@ -47,6 +64,25 @@ def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         torch.set_num_threads(before)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"real training images": {}}', "{"])
+def test_damaged_caches_are_made_anew(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(classifier, "EPOCHS", 1)
+    digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
+
+    def judged(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        judge = trained_judge(Run(Settings(results_dir=tmp_path), "vae", name, torch.device("cpu")), digits, 100)
+        return judge.record(), classifier.reference_rows(judge, digits, 100)
+
+    record, rows = judged("first")
+    (table,), (weights,) = (list((tmp_path / "trilab").glob(f"{of}-*")) for of in ("reference", "classifier"))
+    table.write_text(content)
+    save_weights(weights, {"x": torch.zeros(1)})
+    assert judged("second") == (record, rows)
+    assert json.loads(table.read_text()) == rows
+    assert len(load_weights(weights)) > 1
 
 
 def test_fewer_test_images_are_a_fair_draw() -> None:

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from common import cli
+from common.errors import RunError
 from common.sweep.file import groups_of, read
 from tests.common.pictures import colour, encoded, write
 from vae.classifier import MEASURES
 from vae.settings import Settings
-from vae.study import COLUMNS, COMPARED, beta_sweeps, compare, main, of_samples, tables
+from vae.study import COLUMNS, COMPARED, beta_sweeps, compare, figures_in, main, of_samples, tables
 from vae.study_settings import StudySettings, described
 
 STUDY: dict[str, Any] = {
@@ -88,14 +89,20 @@ def test_resume_runs_only_what_is_missing(study: Path, tmp_path: Path, own_cache
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["[]", "{}", '{"elbo": "x"}', "{"])
-def test_a_damaged_run_is_told(damage: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_run_is_told(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(study, tmp_path / "s")
     (tmp_path / "s" / "metrics.json").unlink()
-    (tmp_path / "s" / "runs" / "vae" / "beta-seed1" / "metrics.json").write_text(damage)
+    (tmp_path / "s" / "runs" / "vae" / "beta-seed1" / "metrics.json").write_text("{")
     with pytest.raises(SystemExit):
         cli.run(main, StudySettings, ["--resume", str(tmp_path / "s")])
     assert "beta-seed1/metrics.json: damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"elbo": "x"}', "{"])
+def test_figures_of_a_damaged_run_are_refused(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(damage)
+    with pytest.raises(RunError, match=r"metrics\.json: damaged"):
+        figures_in(tmp_path)
 
 
 def test_differences_are_first_minus_second_seed_by_seed() -> None:
