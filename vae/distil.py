@@ -20,7 +20,7 @@ from torch.distributions import Normal
 
 from common.device import one_thread, random_stream, stream_seed
 from common.fast.adam import Adam
-from common.training import triangular
+from common.training import progress_bar, triangular
 from vae.bounds import decoded
 from vae.models import VAE
 from vae.objective import bernoulli_log_likelihood
@@ -138,11 +138,13 @@ def distilled(model: VAE, region: Region) -> list[Layer]:
     network = nn.Sequential(*(part for linear in linears for part in (linear, nn.SiLU())))[:-1]
     optimizer, schedule = Adam((network.parameters(), LEARNING_RATE)), triangular(0.1)
     generator = random_stream(0, "batches of the plane")
-    for step in range(STEPS):
-        batch = torch.randint(len(codes), (BATCH,), generator=generator)
-        loss = -bernoulli_log_likelihood(network(standard[batch]), pictures[batch]).mean()
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule((step + 0.5) / STEPS)
-        optimizer.descend(loss)
+    with progress_bar("decoder of the report page", 0, STEPS, delay=2.0) as bar:
+        for step in range(STEPS):
+            batch = torch.randint(len(codes), (BATCH,), generator=generator)
+            loss = -bernoulli_log_likelihood(network(standard[batch]), pictures[batch]).mean()
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule((step + 0.5) / STEPS)
+            optimizer.descend(loss)
+            bar.update()
     with torch.no_grad():  # the first layer takes the code as it is
         linears[0].weight.div_(region.prior.stddev)
         linears[0].bias.sub_(linears[0].weight.sum(1) * region.prior.mean)

@@ -6,9 +6,11 @@ images, independently of the code: the prior does not know the class, and the mi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.distributions import Normal
@@ -16,9 +18,10 @@ from torch.distributions import Normal
 from common.data import Split
 from common.device import random_stream, stream_seed
 from common.experiment import say
+from common.training import progress_bar
 from vae.priors import Prior, codes_of
 
-COMPONENTS = 10
+COMPONENTS, ITERATIONS = 10, 100
 
 
 def prior_codes(prior: Prior, count: int, latent: int, seed: int) -> Tensor:
@@ -55,8 +58,18 @@ def fitted_mixture(means: Tensor, seed: int) -> dict[str, Tensor]:
     components = min(COMPONENTS, len(means))
     say(f"    fitting a mixture of {components} Gaussians to {len(means):,} codes of {means.shape[1]} dimensions")
     random_state = stream_seed(seed, "mixture codes")
-    mixture = GaussianMixture(components, covariance_type="full", reg_covar=1e-5, random_state=random_state)
-    mixture.fit(means.double().cpu().numpy())
+    # One iteration of EM a call, each from where the last one ended: the same mixture as in one call, and a bar.
+    mixture = GaussianMixture(
+        components, reg_covar=1e-5, random_state=random_state, warm_start=True, max_iter=1, covariance_type="full"
+    )
+    codes = means.double().cpu().numpy()
+    with progress_bar("mixture", 0, ITERATIONS, unit="iteration", delay=2.0) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for _ in range(ITERATIONS):
+            mixture.fit(codes)
+            bar.update()
+            if mixture.converged_:
+                break
     return {name: torch.from_numpy(getattr(mixture, f"{name}_")) for name in ("weights", "means", "covariances")}
 
 

@@ -1,8 +1,10 @@
 """Which classes and which images are drawn, and codes of the learned prior."""
 
 import torch
+from sklearn.mixture import GaussianMixture
 
 from common.data import Split
+from common.device import stream_seed
 from vae import samplers
 from vae.priors import PosteriorMixture
 
@@ -34,3 +36,14 @@ def test_codes_of_a_learned_prior_lie_at_its_components() -> None:
     assert distance.values.max() < 1
     assert distance.indices.bincount(minlength=3).min() > 900
     assert torch.equal(codes, samplers.prior_codes(prior, 3000, 2, seed=0))
+
+
+def test_the_mixture_is_that_of_one_call(generator: torch.Generator) -> None:
+    """One iteration a call, for the progress bar, ends with the parameters of all iterations in one call."""
+    means = torch.randn(400, 3, generator=generator) + 3 * torch.randint(0, 3, (400, 1), generator=generator)
+    random_state = stream_seed(5, "mixture codes")
+    expected = GaussianMixture(10, reg_covar=1e-5, random_state=random_state).fit(means.double().numpy())
+    assert expected.converged_
+    assert expected.n_iter_ > 3
+    for name, tensor in samplers.fitted_mixture(means, seed=5).items():
+        assert torch.equal(tensor, torch.from_numpy(getattr(expected, f"{name}_")))
