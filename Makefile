@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo demo-pruning demo-vae-rl test test-all lint bench report clean
+.PHONY: help demo demo-pruning demo-vae-rl test test-all test-faults lint bench report clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,10 +51,13 @@ report: .venv/installed ## the report page of the committed reference results: r
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: .venv/installed-dev ## the tests to run after each change: about 2 minutes on 2 cores
-	$(PYTEST) -m "not slow and not cluster and not browser and not real_data"
+	$(PYTEST) -m "not slow and not cluster and not browser and not real_data and not faults"
 
 test-all: .venv/installed-dev ## every test; those on real data run when DATA_DIR or ../shared/data is there
-	$(PYTEST)
+	$(PYTEST) -m "not faults"
+
+test-faults: .venv/installed-dev ## kills, full disks, damaged files (as root): FAULT_TRIALS=0.1 makes a tenth of the trials
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -19,9 +19,11 @@ import yaml
 from annotated_types import Ge, Interval
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
+from common import stopping
 from common.device import Precision
 from common.errors import RunError, UsageError
 from common.files import moved_to_sweeps
+from common.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,21 +79,35 @@ def guarded(
     command: Callable[[], None], interrupted: str = "--resume RUN_DIR goes on from its last checkpoint, if it has one"
 ) -> None:
     """Runs `command` and turns expected failures into one line on standard error and an exit status."""
+    stopping.begin_work()
     try:
         command()
-    except RunError as error:
-        _stop(str(error), error.exit_status)
-    except torch.OutOfMemoryError as error:
-        _stop(f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size.", 1)
-    except RuntimeError as error:  # torch has no exception class for a lack of CPU memory
-        if "DefaultCPUAllocator" not in str(error):
+    except (KeyboardInterrupt, Exception) as error:
+        if (status := stopping.status_of(error)) is not None:
+            _stop(f"{stopping.word(status)}; {interrupted}", status)
+        if (message := _in_one_line(error)) is None:
             raise
-        _stop(f"out of memory: {str(error).splitlines()[0].split('] ')[-1]} Ask for less: a smaller batch, say.", 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _stop(f"{where}{error.strerror or error}. What was already written is intact.", 1)
-    except KeyboardInterrupt:
-        _stop(f"interrupted; {interrupted}", 130)
+        _stop(message, error.exit_status if isinstance(error, RunError) else 1)
+    finally:
+        stopping.end_work()
+
+
+def _in_one_line(error: BaseException) -> str | None:
+    """Returns what the user is told of a failure that is expected; None for any other: a bug keeps its traceback."""
+    match error:
+        case RunError():
+            return str(error)
+        case torch.OutOfMemoryError():
+            return f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size."
+        case MemoryError():
+            return "out of memory. Ask for less: a smaller batch, say."
+        case RuntimeError() if "DefaultCPUAllocator" in str(error):  # torch has no class for a lack of CPU memory
+            reason = str(error).splitlines()[0].split("] ")[-1]
+            return f"out of memory: {reason} Ask for less: a smaller batch, say."
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or error}. What was already written is intact."
+    return None
 
 
 def _stop(message: str, status: int) -> None:
@@ -115,6 +131,10 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values = _read_yaml(Path(early.resume) / "config.yaml", "--resume", RunError)
     elif early.config is not None:
         values = _read_yaml(moved_to_sweeps(Path(early.config)), "--config", UsageError)
+        if "script" in values and "script" not in {field.name for field in dataclasses.fields(settings_class)}:
+            raise UsageError(
+                f"--config {early.config}: a sweep file, of many runs; run it: python -m common.sweep {early.config}"
+            )
     if early.smoke_test and early.resume is None:
         values |= settings_class.smoke
     preset = from_mapping(settings_class, values, early.config or early.resume or "")
@@ -190,10 +210,10 @@ def _fields(settings: DataclassInstance) -> dict[str, Any]:
 
 def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except (FileNotFoundError, NotADirectoryError):
         raise error_class(f"{option} {path}: no such file") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise error_class(f"{option} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise error_class(f"{option} {path}: holds no settings; write one 'name: value' a line")

@@ -7,6 +7,10 @@ class RunError(Exception):
     exit_status = 1
 
 
+class DamagedError(RunError):
+    """A file is missing, cut off or changed; an older one may be whole. Exit status 1."""
+
+
 class UsageError(RunError):
     """The command line or the YAML preset asks for something that does not exist. Exit status 2."""
 

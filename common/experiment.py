@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import io
 import json
 import math
@@ -26,7 +25,17 @@ from torch.utils.tensorboard import SummaryWriter
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
-from common.files import git_commit, load_weights, read_metrics, save_weights, write_atomically
+from common.files import (
+    digest,
+    forget_state,
+    git_commit,
+    load_weights,
+    read_metrics,
+    remove_unfinished,
+    replace,
+    save_weights,
+)
+from common.locks import lock
 from common.plotting import png_bytes
 from common.tables import as_csv
 
@@ -50,34 +59,32 @@ class Run:
         self.settings, self.task, self.device = settings, task, device
         self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
         self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
+        self.finished = self._is_finished()
+        if not self.finished:
+            self._lock()
+            self.finished = self._is_finished()  # another process may have finished it before it let go of the lock
         self._memory = self._read(
             "checkpoints/progress.json", {"seconds": 0.0, "history_rows": 0, "task": task, "git_commit": git_commit()}
         )
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
-        self.finished = self._is_finished()
         self._seconds_before, self._start = float(self._memory["seconds"]), time.perf_counter()
         self._history = self._read_history()
         if not self.finished:
-            self._lock()
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
             self.figures.mkdir(exist_ok=True)
+            for folder in (self.path, self.figures, self.checkpoints, *filter(Path.is_dir, self.checkpoints.iterdir())):
+                remove_unfinished(folder)
             if settings.resume is None:
-                write_atomically(self.path / "config.yaml", to_yaml(settings).encode())
+                replace(self.path / "config.yaml", to_yaml(settings).encode())
             self._remember()
             self._writer = SummaryWriter(str(self.path))
 
     def _lock(self) -> None:
         """Locks the folder against other processes until this one ends, however it ends."""
-        self._lock_file = (self.path / ".lock").open("a")
-        try:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise RunError(
-                f"--resume {self.path}: another process is at work on this run; wait for it or stop it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        self._lock_file = lock(self.path)
+        if self._lock_file is None:
+            raise RunError(f"--resume {self.path}: another process is at work on this run; wait for it or stop it")
 
     def _is_finished(self) -> bool:
         try:
@@ -110,9 +117,11 @@ class Run:
             value: Any = json.loads(path.read_text())
         except FileNotFoundError:
             return default
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path}: damaged ({error}); the run cannot be resumed") from None
         whole = isinstance(value, dict) and default.keys() <= value.keys()
+        if whole and value.pop("sha256", None) not in (None, digest(json.dumps(value).encode())):
+            raise RunError(f"{path}: damaged (its checksum does not match); the run cannot be resumed")
         if not whole or not isinstance(value["seconds"], int | float) or not isinstance(value["history_rows"], int):
             raise RunError(f"{path}: damaged (not a run's progress); the run cannot be resumed")
         return dict(value)
@@ -136,15 +145,18 @@ class Run:
         if not path.exists():
             self._forget_from(path.name)
             save_weights(path, compute())
-            # The training's own checkpoint is not needed any more.
-            (self.checkpoints / f"{name}.state.pt").unlink(missing_ok=True)
-        if path.name not in self._memory:
-            self._memory[path.name] = True
-            self._remember()
+            forget_state(self.checkpoints / f"{name}.state.pt")  # the training's own checkpoint is not needed any more
         try:
-            return load_weights(path)
+            made = digest(path.read_bytes())
+            if self._memory.get(path.name, True) not in (True, made):  # true: by a version without checksums
+                raise RunError(f"{path}: not what this run wrote there (its checksum does not match)")
+            weights = load_weights(path)
         except RunError as error:
             raise RunError(f"{error}; delete it to repeat that stage and those after it") from None
+        if path.name not in self._memory:
+            self._memory[path.name] = made
+            self._remember()
+        return weights
 
     def _forget_from(self, file: str) -> None:
         if file not in self._memory:
@@ -173,7 +185,8 @@ class Run:
 
     def _remember(self) -> None:
         self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
-        write_atomically(self.checkpoints / "progress.json", json.dumps(self._memory, indent=1).encode())
+        checked = {**self._memory, "sha256": digest(json.dumps(self._memory).encode())}
+        replace(self.checkpoints / "progress.json", json.dumps(checked, indent=1).encode())
 
     # -- logs and figures ---------------------------------------------------------------------------------------------
 
@@ -181,14 +194,14 @@ class Run:
         """Adds a row to history.csv and the scalars to TensorBoard as `<stage>/<name>`."""
         self.rewind(stage, step - 1)
         self._history.append({"stage": stage, "step": step, **scalars})
-        if len(self._history) < self._memory["history_rows"]:  # rewound: if the run is killed now, fewer rows are whole
-            self._memory["history_rows"] = len(self._history)
+        if len(self._history) <= self._memory["history_rows"]:  # rewound: fewer are whole if it is killed now
+            self._memory |= {"history_rows": len(self._history) - 1, "history_sha256": None}
             self._remember()
         self._write_history()
         for name, value in scalars.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
         self._writer.flush()
-        self._memory["history_rows"] = len(self._history)
+        self._memory |= {"history_rows": len(self._history), "history_sha256": _digest_of(self._history)}
         self._remember()
 
     def rewind(self, stage: str, step: int) -> None:
@@ -213,13 +226,13 @@ class Run:
         grey = pixels[0].mul(255).round().to(torch.uint8).cpu().numpy()
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="png")
-        write_atomically(self.figures / f"{name}.png", buffer.getvalue())
+        replace(self.figures / f"{name}.png", buffer.getvalue())
         self._writer.add_image(name, grey[None], step)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Writes `figures/<name>.png` and shows the figure in TensorBoard."""
         png = png_bytes(figure)
-        write_atomically(self.figures / f"{name}.png", png)
+        replace(self.figures / f"{name}.png", png)
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw the figure again
 
@@ -250,7 +263,7 @@ class Run:
         }
         self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
         self._writer.close()
-        write_atomically(self.path / "metrics.json", text.encode())
+        replace(self.path / "metrics.json", text.encode())
         self.finished = True
 
     def _device_name(self) -> str:
@@ -264,12 +277,19 @@ class Run:
             _ = [float(value) for row in rows for name, value in row.items() if name != "stage" and value != ""]
         except (ValueError, KeyError, TypeError):
             known = False
-        if not known or len(rows) < self._memory["history_rows"]:
+        whole = self._memory["history_rows"]
+        known = known and self._memory.get("history_sha256") in (None, _digest_of(rows[:whole]))
+        if not known or len(rows) < whole:
             raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
         return rows
 
     def _write_history(self) -> None:
-        write_atomically(self.path / "history.csv", as_csv(self._history).encode())
+        replace(self.path / "history.csv", as_csv(self._history).encode())
+
+
+def _digest_of(rows: list[dict[str, Any]]) -> str:
+    """Returns the checksum of rows of history.csv, whether they were read from it or are to be written."""
+    return digest(json.dumps([{k: str(v) for k, v in row.items() if str(v) != ""} for row in rows]).encode())
 
 
 def say(message: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +23,59 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common.errors import RunError
+from common.errors import DamagedError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
 
 
 def write_atomically(path: Path, content: bytes) -> None:
+    """Makes the folder of `path` if there is none, and then writes as `replace` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, content)
+
+
+def replace(path: Path, content: bytes, older: Path | None = None) -> None:
     """Replaces `path` by `content` so that a crash or a full disk leaves the old file or the new one, never half.
+
+    With `older` the old file is kept under that name.
 
     Raises:
         OSError: the folder is not writable or the disk is full; the old file is untouched.
+        RunError: the folder does not exist: somebody removed it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise RunError(f"{path}: cannot be written, the folder {path.parent} was removed")
     try:
-        _write_and_rename(path, content)
+        _write_and_rename(path, content, older)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _write_and_rename(path: Path, content: bytes) -> None:
+def _write_and_rename(path: Path, content: bytes, older: Path | None) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_unfinished`
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o644)
+            if older is not None and path.exists():
+                os.replace(path, older)
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what killed processes left in `folder` of files that they were writing; no file that one writes now."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) and path.is_file():
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
+                path.unlink()
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -69,28 +95,68 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: not a readable safetensors file: {error}") from None
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a nested dict of tensors and plain values behind its SHA-256, for `load_state`."""
+def save_state(path: Path, state: dict[str, Any], *, keep_older: bool = False) -> None:
+    """Writes a nested dict of tensors and plain values behind its SHA-256, for `load_state`.
+
+    With `keep_older` the file that it replaces is kept as `older(path)`.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    write_atomically(path, content + hashlib.sha256(content).digest())
+    replace(path, content + hashlib.sha256(content).digest(), older(path) if keep_older else None)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Returns what `save_state` wrote, on the CPU, without running any code from the file.
 
     Raises:
-        RunError: the file is missing, truncated or damaged.
+        DamagedError: the file is missing, truncated or damaged.
     """
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise RunError(f"{path}: damaged checkpoint (its checksum does not match)")
+            raise DamagedError(f"{path}: damaged checkpoint (its checksum does not match)")
         state: dict[str, Any] = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
         return state
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: not a readable checkpoint: {error}") from None
+        raise DamagedError(f"{path}: not a readable checkpoint: {error}") from None
+
+
+def older(path: Path) -> Path:
+    """Returns the name of the checkpoint before the last one, `vae.older.state.pt` of `vae.state.pt`."""
+    stem, suffixes = path.name.split(".", 1)
+    return path.with_name(f"{stem}.older.{suffixes}")
+
+
+def last_whole(path: Path, restore: Callable[[dict[str, Any]], None]) -> bool:
+    """Calls `restore` with the state in `path`, or with the older one where that is damaged, and says so.
+
+    `restore` too may find it damaged. Returns False where there is neither file: `restore` is not called.
+
+    Raises:
+        DamagedError: no file is whole.
+    """
+    there = [file for file in (path, older(path)) if file.exists()]
+    try:
+        for file in there[:1]:
+            restore(load_state(file))
+    except DamagedError as error:
+        if len(there) < 2:
+            raise
+        restore(load_state(there[1]))
+        print(f"{error}; going on from the one before, {there[1].name}", file=sys.stderr, flush=True)
+    return bool(there)
+
+
+def forget_state(path: Path) -> None:
+    """Deletes a checkpoint and the one before it."""
+    path.unlink(missing_ok=True)
+    older(path).unlink(missing_ok=True)
+
+
+def digest(content: bytes) -> str:
+    """Returns the SHA-256 of a file's content, by which a damaged one is known."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def moved_to_sweeps(path: Path) -> Path:

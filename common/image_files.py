@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ OR_FORMATS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 DAMAGED = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError)
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 MOST_BYTES, MOST_PIXELS = 2**26, 50_000_000  # of one image
+MOST_MEMBERS, MOST_NOTES = 1_000_000, 2**20  # of an archive; bytes that a tar says of one member
 MODES = {  # Pillow's names of what has 8 bits a channel → ours
     **{"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette", "PA": "palette with alpha"},
     **{"RGB": "RGB", "RGBA": "RGB with alpha", "CMYK": "CMYK", "YCbCr": "YCbCr"},
@@ -154,17 +155,33 @@ def stats_of(folder: Path, names: Iterable[str]) -> list[tuple[str, int, int]]:
     return [(name, of.st_size, of.st_mtime_ns) for name, of in stats]
 
 
+class _BoundedMember(tarfile.TarInfo):
+    """A member of a tar whose name and other notes are refused where they are large: tarfile reads them as a whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if not self.isreg() and self.size > MOST_NOTES:
+            raise tarfile.ReadError(f"notes of {self.size:,} bytes on a member")
+        return super()._proc_member(archive)  # type: ignore[misc]  # as tarfile's comments offer it to subclasses
+
+
+def _require_countable(path: Path, count: int) -> None:
+    if count >= MOST_MEMBERS:
+        raise RunError(f"{path}: more than {MOST_MEMBERS:,} members, too many for a data set")
+
+
 def contents_of_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yields (name, content) of an archive, read as a stream: nothing is unpacked to the disk."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+            for count, info in enumerate(archive.infolist()):
+                _require_countable(path, count)
                 if _is_image(info.filename):
                     with archive.open(info) as file:
                         yield info.filename, _bounded(file, f"{path}: {info.filename}")
     else:
-        with tarfile.open(path, "r|*") as stream:
-            for member in stream:
+        with tarfile.open(path, "r|*", tarinfo=_BoundedMember) as stream:
+            for count, member in enumerate(stream):
+                _require_countable(path, count)
                 content = stream.extractfile(member) if member.isfile() and _is_image(member.name) else None
                 if content is not None:
                     yield member.name, _bounded(content, f"{path}: {member.name}")

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -60,15 +61,27 @@ def cached(origin: Path, key: object, decode: Callable[[], RawDataset]) -> RawDa
             text = file.metadata()
             tensors = {name: file.get_tensor(name) for name in FIELDS}
         classes = tuple(json.loads(text["classes"]))
+        if text["checksum"] != _checksum(tensors):
+            raise ValueError("damaged")
         return RawDataset(text["name"], text["source"], classes, **tensors, digest=text["digest"] or None)
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError):  # missing, damaged or of an older form
         raw = decode()
     metadata = {"name": raw.name, "source": raw.source, "classes": json.dumps(raw.classes), "digest": raw.digest or ""}
+    decoded = {name: getattr(raw, name) for name in FIELDS}
+    metadata["checksum"] = _checksum(decoded)
     try:
-        write_atomically(path, save({name: getattr(raw, name) for name in FIELDS}, metadata))
+        write_atomically(path, save(decoded, metadata))
     except OSError as error:
         print(f"the decoded images cannot be cached in {path.parent} ({error.strerror}); continuing", file=sys.stderr)
     return raw
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a CRC of the bytes: of a gigabyte in a second, and enough against damage by accident."""
+    checksum = 0
+    for name in FIELDS:
+        checksum = zlib.crc32(tensors[name].contiguous().numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 def fit_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.device import Precision, autocast, synchronize
 from common.errors import RunError
 from common.experiment import Run, require_finite
-from common.files import load_state, save_state
+from common.files import last_whole, save_state
 
 CHECK_EVERY = 100  # steps between two looks for numbers that are not finite
 # (model, indices (B,), epochs done as a fraction, generator) → (loss, {name: scalar to average over the epoch})
@@ -65,15 +65,18 @@ class TrainState:
                 "carried": self.carried,
                 "step": self.step,
             },
+            keep_older=True,
         )
 
-    def load(self, path: Path) -> None:
-        """Restores what `save` wrote.
+    def load(self, path: Path) -> bool:
+        """Restores what `save` wrote, or wrote before where that is damaged; returns False where there is nothing.
 
         Raises:
-            RunError: the checkpoint is damaged or of another training.
+            RunError: the checkpoint is damaged or of another training, and no older one is whole.
         """
-        saved = load_state(path)
+        return last_whole(path, lambda saved: self._restore(saved, path))
+
+    def _restore(self, saved: dict[str, Any], path: Path) -> None:
         try:
             self.model.load_state_dict(saved["model"])
             if self.average is not None:
@@ -125,8 +128,7 @@ def fit(
     state = TrainState(model, average, optimizer, generator, carried or {}, 0, steps_an_epoch * recipe.epochs)
     checkpoint = run.checkpoints / f"{stage}.state.pt"
     peak_rates = [group["lr"] for group in optimizer.param_groups]
-    if checkpoint.exists():
-        state.load(checkpoint)
+    if state.load(checkpoint):
         print(f"{stage}: going on after epoch {state.step // steps_an_epoch}", file=sys.stderr)
     run.rewind(stage, state.step // steps_an_epoch)
 

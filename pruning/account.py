@@ -127,9 +127,14 @@ def save_sparse_files(
     Error and accuracy are those of the network read back from the file. The error is the largest of any parameter.
     """
     files: dict[str, dict[str, float]] = {}
+    origin = {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "normalisation": {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()},
+    }
     for values in sparse_file.VALUES:
         path = folder / f"network.{values}.sparse"
-        size = sparse_file.save_sparse(path, network.state_dict(), masks, values)
+        size = sparse_file.save_sparse(path, network.state_dict(), masks, values, origin)
         reloaded = copy.deepcopy(network)
         reloaded.load_state_dict(sparse_file.load_sparse(path).weights)
         pairs = zip(reloaded.parameters(), network.parameters(), strict=True)

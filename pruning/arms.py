@@ -6,11 +6,13 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from common import comparison, data
 from common.report.document import Block, Heading, Picture, link
-from common.report.folders import Folder
+from common.report.folders import Folder, Fraction
 from common.stats import Interval
 from common.tables import BOLD, Table, counted, difference
 from pruning import figures, measures
@@ -38,14 +40,14 @@ class Metrics:
     seed: int
     epochs: int
     finetune_epochs: int
-    dense_accuracy: float
-    pruned_accuracy: float
-    finetuned_accuracy: float
-    conv_weights_kept: float
-    compression_ratio: float
-    theoretical_speedup: float
-    dense_bytes: int
-    sparse_bytes: int
+    dense_accuracy: Fraction
+    pruned_accuracy: Fraction
+    finetuned_accuracy: Fraction
+    conv_weights_kept: Fraction
+    compression_ratio: Annotated[float, Ge(0)]
+    theoretical_speedup: Annotated[float, Ge(0)]
+    dense_bytes: Annotated[int, Ge(0)]
+    sparse_bytes: Annotated[int, Ge(0)]
     dataset: dict[str, Any]
     device: str
     gradual_fraction: float = Settings.gradual_fraction
@@ -53,7 +55,7 @@ class Metrics:
     distillation: float = 0.0
     temperature: float = 0.0
     keep_first_layer: bool = False
-    recalibrated_accuracy: float | None = None  # older runs have not measured it
+    recalibrated_accuracy: Fraction | None = None  # older runs have not measured it
 
     def saved(self, ratio: float, decimals: int = 2) -> str:
         """Returns how many times smaller or faster the network is, marked if the network is at chance."""

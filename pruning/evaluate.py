@@ -5,6 +5,8 @@ It prints the accuracy on the test images, the time of a batch and the layers, o
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import csv
 import dataclasses
 import sys

@@ -68,6 +68,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_sparse(path).weights
     if path.suffix not in (".pt", ".pth"):
         return load_weights(path)
+    _require_uncompressed(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -82,6 +83,20 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or not isinstance(name, str):
             raise RunError(f"{path}: not a state dict: {name} is no tensor but a {type(value).__name__}")
     return {name: value.detach() for name, value in content.items()}
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Raises RunError for a file whose parts unpack to more than they take, which torch never writes: a "zip bomb"."""
+    if not zipfile.is_zipfile(path):  # as torch wrote until 2020
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            packed = [info.filename for info in file.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            sizes = sum(info.file_size for info in file.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: damaged ({error})") from None
+    if packed or sizes > path.stat().st_size:
+        raise RunError(f"{path}: its parts are compressed, as torch does not write them: refused")
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:

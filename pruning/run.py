@@ -26,6 +26,8 @@ from pruning.vgg import VGG11, prunable_layers, prunable_weights
 def main(settings: Settings) -> None:
     """Runs the experiment, or what is left of it in a resumed run, and prints the run folder."""
     settings.check()
+    if unused := settings.without_effect():
+        say(f"note: --dense-weights trains no dense network: {', '.join(unused)} has no effect")
     if settings.dense_weights is not None and settings.resume is None:
         read_network(settings.dense_weights, say)  # refused before any work, if at all
     device = set_up(settings.device, settings.threads)

@@ -115,6 +115,18 @@ class Settings(RunSettings):
     latency_seconds: Annotated[float, Ge(0)] = 2.0
     """Seconds to measure the latency of each batch size, with at least three passes. Measure on an idle machine."""
 
+    def without_effect(self) -> list[str]:
+        """Returns the options given that change nothing: beside `--dense-weights` no dense network is trained.
+
+        They are not refused: a sweep shares them between arms that train and arms that are given a network.
+        """
+        if self.dense_weights is None:
+            return []
+        usual = {name: getattr(Settings, name) for name in ("epochs", "learning_rate", "warmup")}
+        usual |= {name: value for name, value in self.smoke.items() if name in usual and self.smoke_test}
+        given = {name: getattr(self, name) for name in usual}
+        return [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value != usual[name]]
+
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
         if self.dense_weights is not None and self.resume is None and not self.dense_weights.is_file():

@@ -18,6 +18,8 @@ Codebooks of shared values, found by k-means, follow Han et al. 2016, "Deep Comp
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import dataclasses
 import functools
 import hashlib
@@ -25,7 +27,7 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,29 +46,38 @@ Values = Literal["float32", "float16", "codebook8", "codebook5"]
 VALUES: tuple[Values, ...] = get_args(Values)
 MAGIC, VERSION = b"TRISPARS", 1
 PREFIX = struct.Struct("<8sHI")
+MOST_WEIGHTS, MOST_HEADER = 100_000_000, 1 << 20  # of a file; VGG11 has 9,231,114, and its header 6 kB
+STORED = {name: np.dtype(name) for name in ("<f2", "<f4", "<i8")}
 DTYPES: dict[str, np.dtype[Any]] = {"torch.float32": np.dtype("<f4"), "torch.int64": np.dtype("<i8")}
 
 
 @dataclasses.dataclass(frozen=True)
 class SparseNetwork:
-    """The content of a sparse file: the state dict, the masks of the pruned layers, and the format of the values."""
+    """The content of a sparse file: the state dict, the masks of the pruned layers, and the format of the values.
+
+    `origin` says what the network was trained on, if the file says it: `dataset`, `classes` and `normalisation`
+    (`mean` and `std` of each channel), as metrics.json has them.
+    """
 
     weights: dict[str, Tensor]
     masks: Masks
     values: Values
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def save_sparse(path: Path, weights: Mapping[str, Tensor], masks: Masks, values: Values) -> int:
+def save_sparse(
+    path: Path, weights: Mapping[str, Tensor], masks: Masks, values: Values, origin: Mapping[str, Any] | None = None
+) -> int:
     """Writes a state dict whose tensors `<layer>.weight` are pruned by `masks[layer]`; returns the size in bytes.
 
     `float32` restores everything bit for bit. `float16` rounds every value to the nearest half-precision number: the
     error is at most 2⁻¹¹ of the value, or 2⁻²⁵ for the smallest values. `codebook8` and `codebook5` give each layer 256
-    or 32 shared values, and keep all other tensors as float16.
+    or 32 shared values, and keep all other tensors as float16. `origin` is kept in the header, see `SparseNetwork`.
 
     Raises:
         ValueError: a dropped weight is not zero.
     """
-    content = pack(weights, masks, values)
+    content = pack(weights, masks, values, origin)
     write_atomically(path, content)
     return len(content)
 
@@ -85,7 +96,7 @@ def load_sparse(path: Path) -> SparseNetwork:
         raise RunError(f"{path}: {error}") from None
 
 
-def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values) -> bytes:
+def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values, origin: Mapping[str, Any] | None = None) -> bytes:
     """Returns the content of a sparse file, see `save_sparse`."""
     sections: list[bytes] = []
     entries: list[dict[str, Any]] = []
@@ -123,7 +134,8 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values) -> bytes:
             array = halved if np.isfinite(halved).all() else array
         entries.append(entry | {"stored": array.dtype.str, "values": section(_planes(array))})
 
-    header = _compress(json.dumps({"values": values, "tensors": entries}).encode(), 19)
+    said = {"values": values, "tensors": entries, **({"origin": dict(origin)} if origin else {})}
+    header = _compress(json.dumps(said).encode(), 19)
     content = PREFIX.pack(MAGIC, VERSION, len(header)) + header + b"".join(sections)
     return content + hashlib.sha256(content).digest()
 
@@ -152,7 +164,8 @@ def unpack(content: bytes) -> SparseNetwork:
 
 def _read_sections(content: bytes, header_bytes: int) -> SparseNetwork:
     start = PREFIX.size + header_bytes
-    header = json.loads(_decompress(content[PREFIX.size : start], limit=1 << 24))
+    header = json.loads(_decompress(content[PREFIX.size : start], limit=MOST_HEADER))
+    _require_bounded(header["tensors"])
 
     def section(entry: Mapping[str, Any], kind: str, limit: int) -> bytes:
         nonlocal start
@@ -169,7 +182,7 @@ def _read_sections(content: bytes, header_bytes: int) -> SparseNetwork:
             codebook = _from_planes(section(entry, "codebook", 4 * entry["entries"]), np.dtype("<f2"), entry["entries"])
             array = codebook[np.frombuffer(section(entry, "codes", count), np.uint8, count)].astype(dtype)
         else:
-            stored = np.dtype(entry["stored"])
+            stored = STORED[entry["stored"]]
             array = _from_planes(section(entry, "values", stored.itemsize * count), stored, count).astype(dtype)
         if positions is not None:
             kept, full = np.zeros(size, bool), np.zeros(size, dtype)
@@ -179,7 +192,23 @@ def _read_sections(content: bytes, header_bytes: int) -> SparseNetwork:
         weights[entry["name"]] = torch.from_numpy(array.reshape(entry["shape"]))
     if start != len(content) - 32 or header["values"] not in VALUES:
         raise ValueError("lengths or value format")
-    return SparseNetwork(weights, masks, header["values"])
+    origin = header.get("origin", {})
+    if not isinstance(origin, dict):
+        raise ValueError("origin")
+    return SparseNetwork(weights, masks, header["values"], origin)
+
+
+def _require_bounded(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError for a header that claims more than a file of this kind can hold, before memory is taken."""
+    left = MOST_WEIGHTS
+    for entry in entries:
+        sizes = [*entry["shape"], entry.get("kept", 0), entry.get("entries", 0)]
+        if not all(isinstance(size, int) and 0 <= size <= MOST_WEIGHTS for size in sizes) or len(sizes) > 10:
+            raise ValueError(f"{entry['name']}: no shape of a tensor")
+        size = math.prod(entry["shape"])
+        left -= size
+        if left < 0 or entry.get("kept", 0) > size or entry.get("entries", 0) > 256:
+            raise ValueError(f"{entry['name']}: more than {MOST_WEIGHTS:,} weights, or more kept than there are")
 
 
 def _compress(content: bytes, level: int) -> bytes:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from common.errors import RunError
 from common.files import finished_metrics
 from pruning.given import read_network
+from pruning.sparse_file import load_sparse
 from pruning.vgg import VGG11
 
 # Of CIFAR-10's pixels in [0, 1], as everybody writes them: for a file without the run that it came from.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MOST_CLASSES = 10_000
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -42,7 +44,8 @@ def load(path: Path | str) -> TrainedNetwork:
     """Returns the fine-tuned network of a finished run's folder, or the network in a file.
 
     A file is one that `pruning/run.py` wrote (`.safetensors`, `.sparse`) or a state dict (`.pt`). If it lies in a
-    run's `checkpoints`, the normalisation and the class names are the run's; else they are CIFAR-10's.
+    run's `checkpoints`, the normalisation and the class names are the run's. A sparse file has its own; older ones and
+    all other files are taken for networks of CIFAR-10.
 
     Raises:
         RunError: no finished run of this task, or the file is damaged or holds another network.
@@ -54,14 +57,18 @@ def load(path: Path | str) -> TrainedNetwork:
         file, run = path, path.parent.parent
     of_a_run = path.is_dir() or (path.parent.name == "checkpoints" and (run / "metrics.json").exists())
     metrics = finished_metrics(run, "finetuned_accuracy", "pruning/run.py") if of_a_run else {}
-    found = metrics.get("normalisation", {})
+    said_by = run / "metrics.json" if of_a_run else file
+    if not of_a_run and file.suffix == ".sparse":
+        origin = load_sparse(file).origin
+        metrics = {**origin, "dataset": {"name": origin.get("dataset")}} if origin else {}
     try:
+        found = metrics.get("normalisation", {})
         mean, std = (torch.tensor(found.get(k, v)) for k, v in (("mean", CIFAR10_MEAN), ("std", CIFAR10_STD)))
-        classes = tuple(metrics.get("classes", CIFAR10_CLASSES))
-        if mean.shape != (3,) or std.shape != (3,) or not classes:
-            raise ValueError("three channels are expected")
+        classes = tuple(map(str, metrics.get("classes", CIFAR10_CLASSES)))
+        if mean.shape != (3,) or std.shape != (3,) or not 0 < len(classes) <= MOST_CLASSES:
+            raise ValueError("three channels are expected, and classes")
     except (AttributeError, TypeError, ValueError) as error:
-        raise RunError(f"{run / 'metrics.json'}: damaged (normalisation: {error})") from None
+        raise RunError(f"{said_by}: damaged (normalisation: {error})") from None
     network = VGG11(len(classes))
     network.load_state_dict(read_network(file, classes=len(classes)))
     record = metrics.get("dataset")

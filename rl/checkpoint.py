@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import RunError
 from common.experiment import Run, say
-from common.files import load_state, save_state
+from common.files import last_whole, save_state
 from rl.coverage import Coverage
 from rl.envs import Environments
 from rl.failures import Failures
@@ -57,22 +57,32 @@ class Checkpoint:
             "coverage": self.coverage.state(),
             **self.meter.state(),
         }
-        save_state(self.path, state)
-        self.replay.forget_segments(_replay_folder(self.run))
+        save_state(self.path, state, keep_older=True)
+        self.replay.forget_segments(_replay_folder(self.run), self.saved_steps)
         self.saved_steps = self.replay.steps
 
     def load(self) -> None:
-        """Puts everything back to the run's last checkpoint; changes nothing where the run has none.
+        """Puts everything back to the run's last whole checkpoint; changes nothing where the run has none.
 
         Raises:
-            RunError: the checkpoint is damaged or belongs to other agents.
+            RunError: the checkpoint is damaged or belongs to other agents, and so is the one before it.
         """
-        if not self.path.exists():
+        if not last_whole(self.path, self._restore):
             if self.run.settings.resume is not None:
                 say(f"    {self.path} does not exist: training starts at step 0")
             return
-        state = load_state(self.path)
+        self.saved_steps = self.replay.steps
+        if not self.environments.exact:
+            self.replay.begin_episodes()
+            self.meter.running_return[:] = 0
+            say(
+                f"    the state of {self.sac.settings.env_id} cannot be saved exactly: each agent starts a fresh "
+                f"episode at step {self.replay.steps}, so that the numbers are not those of a run that never stopped"
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
         try:
+            self.replay.load_segments(_replay_folder(self.run), state["step"])  # first: they may be damaged
             self.sac.load_state_dict(state["sac"])
             for optimizer, saved in zip(self.sac.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -82,18 +92,9 @@ class Checkpoint:
             self.meter.restore(state)
             if "coverage" in state:  # an earlier version did not count the cells
                 self.coverage.restore(state["coverage"])
-            self.replay.load_segments(_replay_folder(self.run), state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]  # torch's messages have many lines
             raise RunError(f"{self.path}: not a checkpoint of these agents ({reason})") from None
-        self.saved_steps = self.replay.steps
-        if not self.environments.exact:
-            self.replay.begin_episodes()
-            self.meter.running_return[:] = 0
-            say(
-                f"    the state of {self.sac.settings.env_id} cannot be saved exactly: each agent starts a fresh "
-                f"episode at step {self.replay.steps}, so that the numbers are not those of a run that never stopped"
-            )
 
 
 def path_in(run: Run) -> Path:

@@ -8,6 +8,8 @@ unpaired (Welch's t).
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -6,6 +6,8 @@ states of the evaluations during training, so as many episodes have the returns 
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import dataclasses
 import statistics
 from collections.abc import Mapping

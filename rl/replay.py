@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.errors import RunError
+from common.errors import DamagedError
 from common.files import load_state, save_state
 
 
@@ -112,22 +112,23 @@ class Replay:
         since = max(since, self.steps - self.capacity)
         positions = torch.arange(since, self.steps, device=self.rows.device) % self.capacity
         segment = {"rows": self.rows[:, positions], "age": self._age, "since": torch.tensor(since)}
+        folder.mkdir(exist_ok=True)
         save_state(folder / f"{self.steps:012d}.pt", segment)
 
-    def forget_segments(self, folder: Path) -> None:
-        """Deletes files whose transitions the ring no longer holds.
+    def forget_segments(self, folder: Path, needed_at: int) -> None:
+        """Deletes files whose transitions the ring did not hold any more at step `needed_at`, of the older checkpoint.
 
         Call it after the new checkpoint is written: until then the last checkpoint needs them.
         """
         for file in _segments(folder):
-            if int(file.stem) <= self.steps - self.capacity:
+            if int(file.stem) <= needed_at - self.capacity:
                 file.unlink()
 
     def load_segments(self, folder: Path, steps: int) -> None:
         """Reads the files in `folder` and fills the ring as it was after `steps` transitions.
 
         Raises:
-            RunError: a file is missing or damaged.
+            DamagedError: a file is missing or damaged.
         """
         expected = max(0, steps - self.capacity)
         for file in (file for file in _segments(folder) if int(file.stem) <= steps):
@@ -140,7 +141,7 @@ class Replay:
             self.rows[:, positions] = segment["rows"].to(self.rows)
             self._age, expected = segment["age"].to(self._age), stop
         if expected != steps:
-            raise RunError(f"{folder}: the transitions of steps {expected} to {steps} are missing or damaged")
+            raise DamagedError(f"{folder}: the transitions of steps {expected} to {steps} are missing or damaged")
         self.steps = steps
 
 

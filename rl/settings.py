@@ -13,6 +13,7 @@ from pydantic import BeforeValidator
 
 from common.cli import RunSettings
 from common.errors import UsageError
+from common.plain_yaml import yaml_values
 
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
 Width = Annotated[int, Interval(ge=1, le=8192)]
@@ -150,8 +151,8 @@ class Settings(RunSettings):
             UsageError: it is no mapping.
         """
         try:
-            given = yaml.safe_load(self.env_kwargs) if self.env_kwargs else {}
-        except yaml.YAMLError:
+            given = yaml_values(self.env_kwargs) if self.env_kwargs else {}
+        except (ValueError, yaml.YAMLError):
             given = None
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise UsageError(f"--env-kwargs {self.env_kwargs}: write a mapping, as '{{name: value, other: value}}'")

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import math
 import re
 import statistics

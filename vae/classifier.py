@@ -28,7 +28,7 @@ from common.device import one_thread, random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
 from common.fast.adam import Adam
-from common.files import load_weights, save_weights, write_atomically
+from common.files import load_state, save_state
 from common.training import Recipe, accuracy, fit, progress_bar, triangular
 from vae import features, metrics
 from vae.features import FeatureSpace, RandomConvolutions
@@ -184,10 +184,10 @@ def reference_rows(judge: SampleJudge, dataset: Dataset, generated: int) -> dict
     files = (metrics.__file__, features.__file__, __file__)
     code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
     of_data = hashlib.sha256(json.dumps(dataset.record()).encode()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{of_data}-{code}-{generated}.json"
+    path = platformdirs.user_cache_path("trilab") / f"reference-{judge.digest}-{of_data}-{code}-{generated}.pt"
     keys = [*MEASURES, "classes"] if judge.network is not None else UNCLASSIFIED
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged: computed anew
-        cached = json.loads(path.read_text())
+    with contextlib.suppress(RunError, TypeError, KeyError):  # missing or damaged: computed anew
+        cached = load_state(path)
         return {
             name: {key: cached[name][key] for key in keys}
             for name in ("real training images", "blurred training images", "uniform noise")
@@ -197,7 +197,8 @@ def reference_rows(judge: SampleJudge, dataset: Dataset, generated: int) -> dict
     sets = {"real training images": train, "blurred training images": blurred(train), "uniform noise": noise}
     rows = judge.evaluate_all(sets, "comparing real images, blur and noise")
     with contextlib.suppress(OSError):
-        write_atomically(path, json.dumps(rows).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(path, rows)
     return rows
 
 
@@ -205,9 +206,9 @@ def _cached_or_trained(run: Run, dataset: Dataset, network: Classifier) -> dict[
     """Returns the classifier's weights from the user's cache folder, where this file's content is part of the key."""
     made_of = json.dumps([dataset.record(), run.device.type]).encode() + Path(__file__).read_bytes()
     key = hashlib.sha256(made_of).hexdigest()[:16]
-    path = platformdirs.user_cache_path("trilab") / f"classifier-{key}.safetensors"
+    path = platformdirs.user_cache_path("trilab") / f"classifier-{key}.pt"
     with contextlib.suppress(RunError, RuntimeError):  # missing or damaged: trained anew
-        cached = load_weights(path)
+        cached = load_state(path)
         network.load_state_dict(cached)
         return cached
     torch.manual_seed(stream_seed(0, "classifier weights"))  # one classifier for all seeds of all models
@@ -215,7 +216,8 @@ def _cached_or_trained(run: Run, dataset: Dataset, network: Classifier) -> dict[
     say("    training the classifier that evaluates samples (once per machine)")
     weights = _train(run, dataset, network)
     try:
-        save_weights(path, weights)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(path, weights)
     except OSError as error:
         print(f"the classifier cannot be cached in {path.parent} ({error.strerror}); continuing", file=sys.stderr)
     return weights

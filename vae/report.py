@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from common import comparison
 from common.report.document import (
@@ -18,7 +20,7 @@ from common.report.document import (
     runs_details,
     stand_in_warning,
 )
-from common.report.folders import Folder, usable
+from common.report.folders import Folder, Fraction, usable
 from common.stats import Interval, number
 from common.tables import Table, counted
 from vae import live
@@ -60,8 +62,8 @@ class Metrics:
     nll_samples: int
     kl: float
     fid: float
-    density: float
-    coverage: float
+    density: Annotated[float, Ge(0)]
+    coverage: Fraction
     likelihood: str
     classifier: dict[str, Any]
     images_per_second: float

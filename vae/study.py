@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

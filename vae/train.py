@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
+
 import statistics
 from collections.abc import Mapping
 from typing import Any

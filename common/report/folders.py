@@ -12,16 +12,19 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from annotated_types import Interval
 from pydantic import TypeAdapter, ValidationError
 
 from common.files import read_metrics
+from common.plain_yaml import read_yaml
 from common.report import runs_table
 from common.report.pictures import FigureFile, figures_in, figures_on
 
 T = TypeVar("T")
+Fraction = Annotated[float, Interval(ge=0, le=1)]  # an accuracy, say: a damaged one must not be shown as a figure
 
 
 @dataclasses.dataclass
@@ -142,11 +145,11 @@ def _has_progress(path: Path) -> bool:
 def _read(path: Path, name: str) -> list[Folder]:
     folder = Folder(path, name if name != "." else path.resolve().name, {}, {}, "interrupted")
     try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml(path / "config.yaml")
         if not isinstance(settings, dict):
             raise ValueError("holds no settings")
         folder.settings = settings
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         folder.state = f"damaged: config.yaml, {_one_line(error)}"
         return [folder]
     try:

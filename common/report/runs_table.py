@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from common import tables
+from common.plain_yaml import read_yaml
 
 TABLE, SHARED, CURVES = "runs.csv", "settings.yaml", "curves.csv"
 SETTING = "settings/"  # stands before a setting's name in the head of runs.csv
@@ -132,11 +133,11 @@ def _read_lines(path: Path) -> list[list[str]]:
 
 def _read_shared(path: Path) -> dict[str, Record]:
     try:
-        shared = yaml.safe_load(path.read_text(encoding="utf-8"))
+        shared = read_yaml(path)
         parts = {name: shared[name] for name in ("settings", "metrics")}
     except FileNotFoundError:
         raise ValueError(f"{path.name} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
     if not all(isinstance(part, dict) for part in parts.values()):
         raise ValueError(f"{path.name}: 'settings' and 'metrics' must hold names and values")

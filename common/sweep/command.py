@@ -19,10 +19,21 @@ from annotated_types import Ge
 from common import cli
 from common.errors import RunError, UsageError
 from common.experiment import say
-from common.files import ROOT, write_atomically
+from common.files import ROOT, remove_unfinished, write_atomically
+from common.locks import lock
 from common.sweep.cluster import ray_executor
 from common.sweep.executors import local_executor, runs_at_once, threads_each
-from common.sweep.file import Arm, filled, groups_of, in_stages, read, require_known_runs, run_name, seeds_of
+from common.sweep.file import (
+    Arm,
+    filled,
+    groups_of,
+    in_stages,
+    needed_run,
+    read,
+    require_known_runs,
+    run_name,
+    seeds_of,
+)
 from common.sweep.jobs import Executor, Job, JobsFailed, Work, run_jobs
 from common.sweep.outcomes import tabulate
 from common.tables import counted
@@ -55,6 +66,7 @@ def main(sweep: Sweep) -> None:
 
     Raises:
         UsageError: the file or the command line asks for something that does not exist.
+        RunError: another process is at work in the folder, or an arm had other settings there.
         JobsFailed: runs failed; the tables of the others are written.
     """
     file = read(sweep.file)
@@ -72,26 +84,56 @@ def main(sweep: Sweep) -> None:
         require_sensible_settings(file.script, everything, seeds, results / work.task)
     except UsageError as error:
         raise UsageError(f"{sweep.file}: {error}") from None
+    results.mkdir(parents=True, exist_ok=True)
+    held = lock(results)  # until this process ends
+    if held is None:
+        raise RunError(f"{results}: another sweep is at work in this folder; wait for it, stop it, or choose another")
+    remove_unfinished(results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {file.script}, in {results}")
     require_same_arms(work, everything)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
     processes = runs_at_once(sweep.processes, "cpu" if on_cpu else "auto")
     failed: dict[str, str] = {}
+    others: list[str] = []  # runs that another process is at work on
+    skipped: dict[str, str] = {}  # run → the run whose file it needs and that has not made it
     try:
         for stage in stages:
-            jobs = [job(arm, seed, sweep, work, processes) for seed in seeds for arm in stage]
+            jobs = []
+            for seed, arm in ((seed, arm) for seed in seeds for arm in stage):
+                name = run_name(arm, seed)
+                if (needed := missing_run(arm, seed, work, {*failed, *others, *skipped})) is not None:
+                    skipped[name] = needed
+                    say(f"skipped: {name}: it needs {needed}, which is not finished")
+                else:
+                    jobs.append(job(arm, seed, sweep, work, processes))
             try:
                 run_jobs(work, jobs, executor(sweep, processes))
             except JobsFailed as error:
                 failed |= error.failed
+                others += error.held
     except KeyboardInterrupt:
         tabulate(work, everything, seeds, file)
         raise
     text = tabulate(work, everything, seeds, file)
     say(text)
     print(results)
-    if failed:
-        raise JobsFailed(failed, len(everything) * len(seeds))
+    if failed or others:
+        raise JobsFailed(failed, len(everything) * len(seeds), others, skipped)
+
+
+def missing_run(arm: Arm, seed: int, work: Work, unfinished: set[str]) -> str | None:
+    """Returns the unfinished run whose file a run of this arm needs and does not find; None where it can start.
+
+    A run that has begun can go on: it has read the file.
+    """
+    runs = work.results_dir / work.task
+    if (runs / run_name(arm, seed) / "config.yaml").exists():
+        return None
+    for value in arm.settings.values():
+        needed = needed_run(value, seed)
+        if needed in unfinished and not Path(filled(value, seed, str(runs))).is_file():
+            return needed
+    return None
 
 
 def default_folder(sweep: Sweep) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+import time
 from collections.abc import Generator, Sequence
 
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from common.sweep.jobs import INTERRUPTED, Executor, Job, Work
+from common.sweep.jobs import INTERRUPTED, Executor, Job, Process, Work
+
+PATIENCE = 10.0  # seconds that a run has to end after SIGTERM; batch systems kill after 30
 
 
 def local_executor(processes: int) -> Executor:
@@ -16,9 +20,10 @@ def local_executor(processes: int) -> Executor:
 
     def execute(work: Work, jobs: Sequence[Job]) -> Generator[tuple[Job, int], None, None]:
         stop = threading.Event()
+        running: set[Process] = set()
 
         def run(job: Job) -> tuple[Job, int]:
-            return job, INTERRUPTED if stop.is_set() else work.start(job)
+            return job, INTERRUPTED if stop.is_set() else work.start(job, running=running)
 
         # A thread waits for each script, which is a process of its own.
         workers = Parallel(
@@ -28,8 +33,21 @@ def local_executor(processes: int) -> Executor:
             yield from workers(delayed(run)(job) for job in jobs)
         finally:
             stop.set()
+            _end(list(running))
 
     return execute
+
+
+def _end(processes: Sequence[Process]) -> None:
+    """Asks processes to end, and kills those that have not after some seconds: their runs can be resumed either way."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def runs_at_once(processes: int | None, device: str) -> int:

@@ -20,6 +20,7 @@ from sklearn.model_selection import ParameterGrid
 from common import cli, comparison
 from common.errors import UsageError
 from common.files import ROOT, moved_to_sweeps
+from common.plain_yaml import read_yaml
 
 # The sweep itself gives these to every run.
 NOT_FOR_AN_ARM = {"seed", "run_name", "results_dir", "resume", "config", "smoke_test", "data_dir", "threads"}
@@ -76,10 +77,14 @@ def read(path: Path) -> SweepFile:
     """
     path = moved_to_sweeps(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise UsageError(f"{path}: not a sweep file: it has script, arms, grids, seeds, shared, …")
         cli.require_current_keys(values, REPLACED, str(path))
+        if "script" not in values and not {"arms", "grids"} & values.keys():
+            raise UsageError(
+                f"{path}: not a sweep file, it names no script; a preset of one run goes to its script with --config"
+            )
         file = TypeAdapter(SweepFile).validate_python(values)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -171,10 +176,16 @@ def require_known_runs(groups: Sequence[Sequence[Arm]], seeds: Sequence[int], ru
             if (runs / run_name(arm, seed) / "config.yaml").exists():
                 continue
             for value in arm.settings.values():
-                named = re.search(r"\{runs\}/([^/]+)", str(filled(value, seed)))
-                if named and named[1] not in known and not Path(filled(value, seed, str(runs))).exists():
-                    raise UsageError(f"{value}: no arm or grid before it has a run {named[1]}")
+                named = needed_run(value, seed)
+                if named and named not in known and not Path(filled(value, seed, str(runs))).exists():
+                    raise UsageError(f"{value}: no arm or grid before it has a run {named}")
         known |= {run_name(arm, seed) for arm in group for seed in seeds}
+
+
+def needed_run(value: Any, seed: int) -> str | None:
+    """Returns the run whose file a setting names, `{runs}/<run>/…`; None for any other setting."""
+    named = re.search(r"\{runs\}/([^/]+)", str(filled(value, seed)))
+    return named[1] if named else None
 
 
 def in_stages(groups: Sequence[Sequence[Arm]]) -> list[list[Arm]]:

@@ -16,10 +16,15 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from common import stopping
 from common.errors import RunError
 from common.files import read_metrics
+from common.locks import is_locked
+from common.plain_yaml import read_yaml
 
 INTERRUPTED = 130  # exit status of a script that the user stopped
+TERMINATED = 143  # of one that SIGTERM stopped, as a batch system does
+HELD = "another process is at work on it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +57,20 @@ class Work:
         """Returns the file with the job's output."""
         return self.results_dir / self.task / f"{job.name}.log"
 
-    def start(self, job: Job, remark: str = "") -> int:
-        """Runs the job's script, anew or with --resume, and returns its exit status; `remark` goes to the log."""
+    def start(self, job: Job, remark: str = "", running: set[Process] | None = None) -> int:
+        """Runs the job's script, anew or with --resume, and returns its exit status; `remark` goes to the log.
+
+        The process is in `running` until it ends.
+        """
         folder, log = self.folder(job), self.log(job)
         if (folder / "config.yaml").exists():
             arguments = ["--resume", str(folder), *as_words(job.where)]
         else:
-            if folder.is_dir() and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*")):
+            if (
+                folder.is_dir()
+                and not is_locked(folder)
+                and all(path.is_dir() or path.name.startswith(".") for path in folder.rglob("*"))
+            ):
                 shutil.rmtree(folder)  # stopped before it wrote its settings: the folder is empty
             settings = {**job.settings, **job.machine, **job.where}
             arguments = [*as_words(settings), "--results-dir", str(self.results_dir), "--run-name", folder.name]
@@ -69,27 +81,43 @@ class Work:
             if remark:
                 print(remark, file=file, flush=True)
             command = [sys.executable, self.script, *arguments]
-            return subprocess.run(
-                command, stdout=file, stderr=file, check=False, env=environment, preexec_fn=_die_with_parent
-            ).returncode
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, preexec_fn=_die_with_parent)
+            running = running if running is not None else set()
+            running.add(process)
+            try:
+                return process.wait()
+            finally:
+                running.discard(process)
 
 
+Process = subprocess.Popen[bytes]
 Executor = Callable[[Work, Sequence[Job]], Generator[tuple[Job, int], None, None]]
 """Runs jobs: yields each with its exit status as it ends; when it is closed early, it stops those that are running."""
 
 
 class JobsFailed(RunError):
-    """Some runs failed and the others have ended; `failed` has the last line of each failed run by name."""
+    """Some runs failed and the others have ended; `failed` has the last line of each failed run by name.
 
-    def __init__(self, failed: Mapping[str, str], total: int) -> None:
-        """Reports `failed` among `total` runs in one line."""
+    `held` are runs that another process is at work on: they have not failed.
+    """
+
+    def __init__(
+        self, failed: Mapping[str, str], total: int, held: Sequence[str] = (), skipped: Mapping[str, str] | None = None
+    ) -> None:
+        """Reports `failed`, `held` and `skipped` (run → the run that it needs) among `total` runs in one line."""
+        self.failed, self.held, skipped = failed, held, skipped or {}
+        parts = [f"{len(failed)} of {total} runs failed"] if failed else []
+        if held:
+            parts.append(f"{len(held)} of {total} runs: {HELD} ({', '.join(held)})")
+        if skipped:
+            needs = ", ".join(f"{run} needs {needed}" for run, needed in skipped.items())
+            parts.append(f"{len(skipped)} skipped ({needs})")
+        rest = ", the others are finished" if len(failed) + len(held) + len(skipped) < total else ""
         same: dict[str, list[str]] = {}
         for name, line in failed.items():
             same.setdefault(line, []).append(name)
         lines = "; ".join(f"{', '.join(names)}: {line}" for line, names in same.items())
-        rest = ", the others are finished" if len(failed) < total else ""
-        super().__init__(f"{len(failed)} of {total} runs failed{rest} ({lines})")
-        self.failed = failed
+        super().__init__(", ".join(parts) + rest + (f" ({lines})" if lines else ""))
 
 
 def run_jobs(work: Work, jobs: Sequence[Job], executor: Executor) -> dict[str, Path]:
@@ -98,21 +126,28 @@ def run_jobs(work: Work, jobs: Sequence[Job], executor: Executor) -> dict[str, P
     Each job is a process of its own, so that a crash affects no other; its output goes to its log.
 
     Raises:
-        JobsFailed: some jobs failed; the same call does what is missing.
+        JobsFailed: some jobs failed, or another process is at work on them; the same call does what is missing.
         RunError: a job's folder holds a run with other settings.
         KeyboardInterrupt: the user stopped it; the runs that were going on can be resumed.
     """
     for job in jobs:
         _require_same_settings(work.folder(job), job.settings)
     waiting = [job for job in jobs if not _is_finished(work.folder(job))]
+    held = [job.name for job in waiting if is_locked(work.folder(job))]
+    for name in held:
+        tqdm.write(f"left out: {name}: {HELD}", file=sys.stderr)
+    waiting = [job for job in waiting if job.name not in held]
     failed: dict[str, str] = {}
     bar = tqdm(desc="runs", total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True)
     ending = executor(work, waiting)
     try:
         for job, status in ending:
-            if status == INTERRUPTED:
-                raise KeyboardInterrupt
-            if status or not (work.folder(job) / "metrics.json").exists():
+            if status in (INTERRUPTED, TERMINATED):
+                raise stopping.Terminated if status == TERMINATED else KeyboardInterrupt
+            if status and is_locked(work.folder(job)):  # since a moment ago
+                held.append(job.name)
+                tqdm.write(f"left out: {job.name}: {HELD}", file=sys.stderr)
+            elif status or not (work.folder(job) / "metrics.json").exists():
                 silent = "" if status else "ended without a metrics.json; "
                 failed[job.name] = silent + _last_line(work.log(job))
                 tqdm.write(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)  # the others may take hours
@@ -121,8 +156,8 @@ def run_jobs(work: Work, jobs: Sequence[Job], executor: Executor) -> dict[str, P
     finally:
         ending.close()
         bar.close()
-    if failed:
-        raise JobsFailed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
+    if failed or held:
+        raise JobsFailed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs), held)
     return {job.name: work.folder(job) for job in jobs}
 
 
@@ -173,7 +208,7 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             raise RunError(f"{folder}: a run without its config.yaml; move or delete the folder to run it anew")
         return
     try:
-        there = yaml.safe_load((folder / "config.yaml").read_text())
+        there = read_yaml(folder / "config.yaml")
         other = {name for name, value in settings.items() if not _same(there[name], value)}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None

@@ -120,6 +120,8 @@ def test_bad_command_lines_are_told_in_one_line(
         ("epochs: [1", "cannot be read as YAML"),
         ("seed: 2024-13-45", "cannot be read as YAML"),
         ("epochs: " + "[" * 5000, "cannot be read as YAML"),
+        ("script: pruning/run.py\narms: {a: {}}", "run it: python -m common.sweep"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nepochs: &c [*c]", "cannot be read as YAML"),
         ("resume: somewhere", "resume belongs on the command line"),
     ],
 )

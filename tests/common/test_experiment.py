@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,38 @@ def test_damaged_history_is_told(tmp_path: Path, damage: str) -> None:
     path.write_bytes(damaged[damage])
     with pytest.raises(RunError, match=r"history\.csv: damaged or rows are missing"):
         resumed(run)
+
+
+@pytest.mark.parametrize("file", ["history.csv", "checkpoints/progress.json", "checkpoints/net.safetensors"])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, file: str) -> None:
+    """0.125 becomes 0.135: a value that could be true."""
+    run = a_run(tmp_path)
+    run.log("dense", 1, {"loss": 0.125})
+    run.remembered("accuracy", lambda: 0.125)
+    run.remembered_weights("net", lambda: {"w": torch.zeros(4)})
+    content = bytearray((run.path / file).read_bytes())
+    place = content.index(b"0.125") + 3 if b"0.125" in content else len(content) - 1
+    content[place] ^= 1
+    (run.path / file).write_bytes(content)
+    with pytest.raises(RunError, match=Path(file).name):
+        resumed(run).remembered_weights("net", dict)
+
+
+def test_a_run_cleans_up_after_a_killed_write(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    left = [run.path / ".history.csv.abcdefgh", run.checkpoints / ".x.pt.abcdefgh", run.figures / ".a.png.12345678"]
+    for path in left:
+        path.touch()
+    resumed(run)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_run_whose_folder_is_removed_stops(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    shutil.rmtree(run.path)
+    with pytest.raises(RunError, match="was removed"):
+        run.log("dense", 1, {"loss": 0.5})
+    assert not run.path.exists()
 
 
 def test_killed_in_the_first_row_after_a_rewind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Files are whole or not there, and a damaged one is told as such."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -7,7 +8,18 @@ import pytest
 import torch
 
 from common.errors import RunError
-from common.files import load_state, load_weights, read_metrics, save_state, save_weights, write_atomically
+from common.files import (
+    forget_state,
+    last_whole,
+    load_state,
+    load_weights,
+    older,
+    read_metrics,
+    remove_unfinished,
+    save_state,
+    save_weights,
+    write_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +87,43 @@ def test_weights_round_trip_and_damage(tmp_path: Path) -> None:
         load_weights(path)
     with pytest.raises(RunError, match="not a readable safetensors file"):
         load_weights(tmp_path / "missing")
+
+
+def test_the_older_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "vae.state.pt"
+    found: list[int] = []
+
+    def last() -> int:
+        assert last_whole(path, lambda state: found.append(state["step"]))
+        return found[-1]
+
+    assert not last_whole(path, lambda state: found.append(0))
+    for step in (1, 2, 3):
+        save_state(path, {"step": step}, keep_older=True)
+    assert last() == 3
+    path.write_bytes(path.read_bytes()[:-1])
+    assert last() == 2
+    assert "vae.state.pt: damaged checkpoint" in capsys.readouterr().err
+    path.unlink()  # killed between the two renames
+    assert last() == 2
+    older(path).write_bytes(b"")
+    with pytest.raises(RunError, match=r"vae\.older\.state\.pt"):
+        last()
+    forget_state(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_writes_left_is_removed_and_what_one_writes_now_is_not(tmp_path: Path) -> None:
+    for name in (".history.csv.abcd_123", ".lock", "history.csv", ".hidden", ".config.yaml.toolong_9"):
+        (tmp_path / name).touch()
+    writing = (tmp_path / ".metrics.json.efgh4567").open("wb")
+    fcntl.flock(writing, fcntl.LOCK_EX)
+    remove_unfinished(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".lock", "history.csv", ".hidden", ".config.yaml.toolong_9", ".metrics.json.efgh4567"}
+
+
+def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="was removed"):
+        save_state(tmp_path / "gone" / "x.state.pt", {})
+    assert not (tmp_path / "gone").exists()

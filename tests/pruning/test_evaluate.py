@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from common import cli
+from common.errors import RunError
 from common.files import save_weights
 from pruning import load
 from pruning.evaluate import Evaluate, main
@@ -67,6 +68,17 @@ def test_a_file_without_its_run_is_normalised_as_cifar10(run: Path, network: VGG
     file.write_bytes((run / "checkpoints" / "finetuned.safetensors").read_bytes())
     torch.testing.assert_close(load(file)(images()), logits(network, CIFAR10_MEAN, CIFAR10_STD))
     assert load(file).classes[0] == "airplane"
+
+
+def test_a_sparse_file_knows_its_classes_and_normalisation(network: VGG11, tmp_path: Path) -> None:
+    origin = {"dataset": "digits", "classes": CLASSES, "normalisation": {"mean": MEAN, "std": STD}}
+    save_sparse(tmp_path / "far.sparse", network.state_dict(), {}, "float32", origin)
+    loaded = load(tmp_path / "far.sparse")
+    assert (loaded.classes, loaded.dataset) == (tuple(CLASSES), "digits")
+    torch.testing.assert_close(loaded(images()), logits(network, MEAN, STD))
+    save_sparse(tmp_path / "bad.sparse", network.state_dict(), {}, "float32", origin | {"normalisation": [1]})
+    with pytest.raises(RunError, match=r"bad\.sparse: damaged"):
+        load(tmp_path / "bad.sparse")
 
 
 def test_accuracy_costs_and_layers_are_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ def test_a_checkpoint_writes_what_is_new_and_drops_what_is_forgotten(tmp_path: P
         if t % 4 == 0:
             replay.save_segment(tmp_path, t - 4)
             assert t <= 8 or (tmp_path / f"{t - 8:012d}.pt").exists()  # until the checkpoint is written
-            replay.forget_segments(tmp_path)
+            replay.forget_segments(tmp_path, replay.steps)
             sizes.append((tmp_path / f"{t:012d}.pt").stat().st_size)
     assert len(set(sizes)) == 1  # not more, however much there is
     assert [int(file.stem) for file in sorted(tmp_path.iterdir())] == [20, 24]

@@ -11,7 +11,7 @@ import torch
 from common import cli, data
 from common.data import Split
 from common.experiment import Run
-from common.files import load_weights, save_weights
+from common.files import load_state, save_state
 from vae import classifier
 from vae.classifier import UNCLASSIFIED, Classifier, drawn, trained_judge
 from vae.features import FeatureSpace
@@ -60,14 +60,14 @@ def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.Monk
             settings = Settings(results_dir=tmp_path, run_name=f"threads{threads}")
             digests.add(trained_judge(Run(settings, "vae", "", torch.device("cpu")), digits, 100).digest)
             assert torch.get_num_threads() == threads
-            assert list((tmp_path / str(threads)).rglob("classifier-*.safetensors"))
+            assert list((tmp_path / str(threads)).rglob("classifier-*.pt"))
     finally:
         torch.set_num_threads(before)
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"real training images": {}}', "{"])
-def test_damaged_caches_are_made_anew(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", [{}, {"real training images": {}}, b"{", "flipped"])
+def test_damaged_caches_are_made_anew(content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(classifier, "EPOCHS", 1)
     digits = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
@@ -77,12 +77,18 @@ def test_damaged_caches_are_made_anew(content: str, tmp_path: Path, monkeypatch:
         return judge.record(), classifier.reference_rows(judge, digits, 100)
 
     record, rows = judged("first")
-    (table,), (weights,) = (list((tmp_path / "trilab").glob(f"{of}-*")) for of in ("reference", "classifier"))
-    table.write_text(content)
-    save_weights(weights, {"x": torch.zeros(1)})
-    assert judged("second") == (record, rows)
-    assert json.loads(table.read_text()) == rows
-    assert len(load_weights(weights)) > 1
+    caches = {path: load_state(path) for path in (tmp_path / "trilab").glob("*.pt")}
+    assert len(caches) == 2  # the classifier, and what real images score
+    for path in caches:
+        if isinstance(content, dict):
+            save_state(path, content)
+        else:
+            whole = bytearray(path.read_bytes())
+            whole[len(whole) // 2] ^= 1
+            path.write_bytes(content if isinstance(content, bytes) else whole)
+    assert judged("second") == (record, rows)  # trained anew to the same weights
+    for path, state in caches.items():
+        assert load_state(path).keys() == state.keys()
 
 
 def test_fewer_test_images_are_a_fair_draw() -> None:

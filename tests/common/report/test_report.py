@@ -319,6 +319,8 @@ def test_whatever_the_damage_there_is_a_page(
         ("pruning/reference", "sparse_bytes", 0),
         ("pruning/reference", "dense_bytes", 10**400),
         ("pruning/sparse98", "dataset", ["a", "list"]),
+        ("pruning/reference", "dense_accuracy", 1.2),
+        ("vae/fc16", "coverage", -0.1),
         ("rl/stacked", "eval_returns", ["a", "b", "c", "d", "e"]),
         ("rl/stacked", "eval_return_interval", ["1", "2"]),
         ("rl/stacked", "curiosity_parameters", "many"),

@@ -17,6 +17,7 @@ import yaml
 
 import common.sweep.command
 from common.errors import RunError, UsageError
+from common.locks import lock
 from common.sweep.command import Sweep, default_folder, main
 from common.sweep.jobs import Executor, Job, JobsFailed, Work, run_jobs
 
@@ -130,6 +131,40 @@ def test_finished_runs_are_skipped_and_failed_ones_told(sweep_of: Callable[..., 
     with pytest.raises(RunError, match="already a run with kind None, not other"):
         main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
     assert (tmp_path / "out" / "table.csv").read_text() == before
+
+
+def test_arms_that_need_a_failed_run_are_skipped(
+    sweep_of: Callable[..., Sweep], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = {"weights": "{runs}/bad-seed{seed}/weights", "rate": 2}
+    further = {"weights": "{runs}/second-seed{seed}/weights", "rate": 3}
+    arms = {"bad": {"rate": 9}, "second": needs, "third": further, "good": {"rate": 1}}
+    with pytest.raises(JobsFailed, match=r"1 of 4 runs failed, 2 skipped \(second-seed0 needs bad-seed0, third-seed0"):
+        main(sweep_of(arms=arms))
+    assert "skipped: second-seed0: it needs bad-seed0, which is not finished" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out" / "toy").glob("*.log")} == {"bad-seed0.log", "good-seed0.log"}
+    assert [row["state"] for row in table(tmp_path)] == [*["not finished"] * 3, "finished"]
+
+
+def test_what_another_process_holds_has_not_failed(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
+    sweep = sweep_of([{"rate": [1, 2]}])
+    run, results = tmp_path / "out" / "toy" / "rate1-seed0", tmp_path / "out"
+    run.mkdir(parents=True)
+    for folder, told in ((run, r"1 of 2 runs: another process is at work on it \(rate1"), (results, "another sweep")):
+        ready, done = os.pipe()
+        if not (holder := os.fork()):
+            held = lock(folder)
+            os.write(done, b"x" if held else b"-")
+            time.sleep(600)
+            os._exit(1)
+        assert os.read(ready, 1) == b"x"
+        with pytest.raises(RunError, match=told):
+            main(sweep)
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+    assert [row["state"] for row in table(tmp_path)] == ["not finished", "finished"]
+    main(sweep)
+    assert [row["state"] for row in table(tmp_path)] == ["finished", "finished"]
 
 
 def test_a_setting_that_is_taken_back_is_noticed(sweep_of: Callable[..., Sweep]) -> None:
