@@ -289,7 +289,8 @@ class Run:
 
 def _digest_of(rows: list[dict[str, Any]]) -> str:
     """Returns the checksum of rows of history.csv, whether they were read from it or are to be written."""
-    return digest(json.dumps([{k: str(v) for k, v in row.items() if str(v) != ""} for row in rows]).encode())
+    cells = [{name: str(value) for name, value in row.items() if value not in ("", None)} for row in rows]
+    return digest(json.dumps(cells, sort_keys=True).encode())  # a file has the columns in the order of its first rows
 
 
 def say(message: str) -> None:

@@ -78,9 +78,10 @@ def remove_unfinished(folder: Path) -> None:
                 path.unlink()
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Writes named tensors as safetensors, contiguous and on the CPU."""
-    write_atomically(path, safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in weights.items()}))
+def save_weights(path: Path, weights: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Writes named tensors as safetensors, contiguous and on the CPU; `header` is text beside them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(path, safetensors.torch.save(tensors, header))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

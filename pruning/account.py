@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.data import Dataset
 from common.device import synchronize
 from pruning import measures, sparse_file
+from pruning.filters import filter_counts
 from pruning.masks import Masks
 from pruning.vgg import VGG11, prunable_layers
 
@@ -32,10 +33,10 @@ def output_positions(model: VGG11, image: Tensor) -> dict[str, int]:
     return positions
 
 
-def layer_table(model: VGG11, masks: Masks, image: Tensor) -> list[dict[str, Any]]:
+def layer_table(model: VGG11, masks: Masks, image: Tensor, filters: bool = False) -> list[dict[str, Any]]:
     """Returns a row for each convolution: name, sparsity, weights, nonzero, and its multiply-adds before and after.
 
-    The multiply-adds are those for one image like `image` (1, C, H, W).
+    The multiply-adds are those for one image like `image` (1, C, H, W). With `filters` a row also counts the filters.
     """
     positions = output_positions(model, image)
     table = []
@@ -43,25 +44,31 @@ def layer_table(model: VGG11, masks: Masks, image: Tensor) -> list[dict[str, Any
         weights, nonzero = mask.numel(), int(mask.sum())
         row = {"name": name, "sparsity": 1 - nonzero / weights, "weights": weights, "nonzero": nonzero}
         macs = {"multiply_adds": weights * positions[name], "multiply_adds_after": nonzero * positions[name]}
-        table.append({**row, **macs})
+        table.append({**row, **macs, **(filter_counts([mask]) if filters else {})})
     return table
 
 
-def totals(model: VGG11, table: list[dict[str, Any]]) -> dict[str, float]:
+def totals(model: VGG11, table: list[dict[str, Any]], smaller: VGG11 | None = None) -> dict[str, float]:
     """Returns the fraction of weights kept, the compression ratio and the theoretical speed-up (Blalock et al. 2020).
 
     The two ratios are defined as in ShrinkBench. A parameter counts as pruned only if its mask drops it, not because it
-    happens to be zero, as a bias is at the start.
+    happens to be zero, as a bias is at the start. If filters were pruned, what is left is the `smaller` network: its
+    parameters and multiply-adds are counted, so the biases, batch-norm entries and inputs of the classifier that went
+    with the filters count as pruned.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     weights, nonzero = sum(row["weights"] for row in table), sum(row["nonzero"] for row in table)
     dense_macs = sum(row["multiply_adds"] for row in table) + model.classifier.weight.numel()
-    macs = sum(row["multiply_adds_after"] for row in table) + model.classifier.weight.numel()
+    left = model if smaller is None else smaller
+    macs = sum(row["multiply_adds_after"] for row in table) + left.classifier.weight.numel()
+    remaining = parameters - (weights - nonzero)
+    if smaller is not None:
+        remaining = sum(parameter.numel() for parameter in smaller.parameters())
     return {
         "conv_weights_kept": nonzero / weights,
         "parameters": parameters,
-        "nonzero_parameters": parameters - (weights - nonzero),
-        "compression_ratio": parameters / (parameters - (weights - nonzero)),
+        "nonzero_parameters": remaining,
+        "compression_ratio": parameters / remaining,
         "multiply_adds": dense_macs,
         "theoretical_speedup": dense_macs / macs,
     }
@@ -86,23 +93,45 @@ class SparseConv2d(nn.Module):
         return output.view(-1, batch, height, width).transpose(0, 1)
 
 
-def latencies(dense: VGG11, pruned: VGG11, images: Tensor, seconds: float) -> dict[str, dict[str, float]]:
-    """Returns the median seconds of a forward pass in float32, for one image and for all `images` (B, C, H, W).
+def latencies(
+    dense: VGG11, pruned: VGG11, images: Tensor, seconds: float, smaller: VGG11 | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns `latency` and `latency_quartiles` of a forward pass in float32, for one image and all `images`.
 
-    `dense` is the network before pruning. `pruned` has the same dense kernels, and most of its weights are zero.
-    `pruned_csr` uses torch's sparse matrix product in place of the convolutions. The three are timed in turn, for at
-    least three rounds and at least `seconds`.
+    `images` are (B, C, H, W). `latency` has the median seconds by batch and network, `latency_quartiles` the first and
+    the third quartile. `dense` is the network before pruning. `pruned` has the same dense kernels, and most of its
+    weights are zero. `pruned_csr` uses torch's sparse matrix product in place of the convolutions. `smaller` is what
+    filter pruning leaves. All are timed in turn, for at least three rounds and at least `seconds`.
     """
     sparse = copy.deepcopy(pruned)
     for name, conv in prunable_layers(sparse).items():
         sparse.features[int(name.removeprefix("features."))] = SparseConv2d(conv)
-    models = {"dense": dense, "pruned": pruned, "pruned_csr": sparse}
-    return {f"batch_{len(batch)}": median_seconds(models, batch, seconds) for batch in (images[:1], images)}
+    models = {"dense": dense, "pruned": pruned, "pruned_csr": sparse} | ({"smaller": smaller} if smaller else {})
+    times = {f"batch_{len(batch)}": seconds_of(models, batch, seconds) for batch in (images[:1], images)}
+    return {
+        "latency": {batch: _each(statistics.median, of) for batch, of in times.items()},
+        "latency_quartiles": {batch: _each(quartiles, of) for batch, of in times.items()},
+    }
+
+
+def _each(summary: Callable[[list[float]], Any], times: Mapping[str, list[float]]) -> dict[str, Any]:
+    return {name: summary(of) for name, of in times.items()}
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """Returns the first and the third quartile."""
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]
+
+
+def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
+    """Returns each model's median time of `images` in seconds, the models in turn for so many seconds."""
+    return _each(statistics.median, seconds_of(models, images, seconds))
 
 
 @torch.inference_mode()
-def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
-    """Returns each model's median time of `images` in seconds, the models in turn for so many seconds."""
+def seconds_of(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, list[float]]:
+    """Returns the seconds that each model took for `images`, round by round, the models in turn."""
 
     def time_of(forward: Callable[[Tensor], Tensor]) -> float:
         synchronize(images.device)
@@ -116,7 +145,7 @@ def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: flo
     start, rounds = time.perf_counter(), list[dict[str, float]]()
     while len(rounds) < 3 or time.perf_counter() - start < seconds:
         rounds.append({name: time_of(model) for name, model in models.items()})
-    return {name: statistics.median(times[name] for times in rounds) for name in models}
+    return {name: [times[name] for times in rounds] for name in models}
 
 
 def save_sparse_files(

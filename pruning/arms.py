@@ -18,14 +18,14 @@ from common.tables import BOLD, Table, counted, difference
 from pruning import figures, measures
 from pruning.settings import Settings
 
-CURVES = "Test accuracy against the share of convolution weights pruned, with intervals where there are several seeds"
+CURVES = "Test accuracy against the share of {unit} pruned, with intervals where there are several seeds"
 ACCURACY = "finetuned_accuracy"
 TEST_IMAGES = 10_000  # of CIFAR-10, for records that do not say how many
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
     *("allocation", "schedule", "gradual_fraction", "regrow", "distillation", "temperature", "sparsity", "seed"),
-    "keep_first_layer",
+    *("keep_first_layer", "filter_importance", "onnx"),
     *("accuracy_budget", "scan_images", "recalibrate", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
 }
@@ -56,6 +56,11 @@ class Metrics:
     temperature: float = 0.0
     keep_first_layer: bool = False
     recalibrated_accuracy: Fraction | None = None  # older runs have not measured it
+    granularity: str = "weight"
+    filter_importance: str = "l2"
+    filter_sparsity: float | None = None  # of runs that prune filters
+    latency: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    latency_quartiles: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
 
     def saved(self, ratio: float, decimals: int = 2) -> str:
         """Returns how many times smaller or faster the network is, marked if the network is at chance."""
@@ -72,13 +77,20 @@ class Run:
 
     @property
     def sparsity(self) -> float:
-        """The overall fraction of convolution weights that is gone, to a tenth of a per cent."""
-        return round(1 - self.metrics.conv_weights_kept, 3)
+        """The overall fraction of convolution weights, or of filters, that is gone, to a tenth of a per cent."""
+        filters = self.metrics.filter_sparsity
+        return round(1 - self.metrics.conv_weights_kept if filters is None else filters, 3)
+
+    @property
+    def sparsity_text(self) -> str:
+        """The sparsity in per cent, and of what if not of the weights."""
+        return percent(self.sparsity, 1) + ("" if self.metrics.filter_sparsity is None else " of filters")
 
     @property
     def allocation(self) -> str:
-        """The rule that chose how much of each layer goes, and whether the first layer was kept dense."""
-        return self.metrics.allocation + (", first layer dense" if self.metrics.keep_first_layer else "")
+        """The rule that chose how much of each layer goes, what of, and whether the first layer was kept dense."""
+        filters = f", filters by {self.metrics.filter_importance}" if self.metrics.granularity == "filter" else ""
+        return self.metrics.allocation + filters + (", first layer dense" if self.metrics.keep_first_layer else "")
 
     @property
     def taught(self) -> str:
@@ -144,7 +156,7 @@ def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block
     title = f"Accuracy against sparsity{f': {study}' if study != '.' else ''}"
     return [
         Heading(title, link("sparsity", str(group[0].recipe))),
-        curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}"),
+        curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}", unit_of(first)),
         losses_of(arms, controls, recipe),
         *([left_out] if repeated else []),
     ]
@@ -164,17 +176,22 @@ def arms_of(group: Sequence[Run]) -> tuple[dict[Point, Arm], dict[str, Arm], lis
     return dict(sorted(arms.items())), dict(sorted(controls.items())), repeated
 
 
-def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str) -> Picture:
-    """Returns the figure of every rule's accuracy over sparsity, and of the controls'."""
+def unit_of(metrics: Metrics) -> str:
+    """Returns what a run's sparsity is a share of."""
+    return "filters" if metrics.granularity == "filter" else "convolution weights"
+
+
+def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str, unit: str) -> Picture:
+    """Returns the figure of every rule's accuracy over sparsity, a share of `unit`, and of the controls'."""
     curves: dict[figures.Rule, list[tuple[float, Interval]]] = defaultdict(list)
     for (rule, sparsity), arm in arms.items():
         curves[rule].append((sparsity, mean(arm, ACCURACY)))
     levels = {control_name(taught): mean(arm, ACCURACY) for taught, arm in controls.items()}
-    figure = figures.accuracy_against_sparsity(curves, levels, caption)
+    figure = figures.accuracy_against_sparsity(curves, levels, caption, unit)
     many = " and of ".join(
         counted(len(arm), "dense control") + (f" with {taught}" if taught else "") for taught, arm in controls.items()
     )
-    text = CURVES + (f"; grey: the mean of {many}" if controls else "")
+    text = CURVES.format(unit=unit) + (f"; grey: the mean of {many}" if controls else "")
     text += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
     fewest = min(map(len, arms.values()), default=0)
     if any(len(arm) > fewest for arm in controls.values()):
@@ -186,14 +203,14 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves."""
     distilled = bool(controls.keys() - {""})
     rows = []
-    for (rule, sparsity), arm in arms.items():
-        taught = next(iter(arm.values())).taught
-        images = next(iter(arm.values())).metrics.dataset.get("test", TEST_IMAGES)
+    for (rule, _), arm in arms.items():
+        one = next(iter(arm.values()))
+        taught, images = one.taught, one.metrics.dataset.get("test", TEST_IMAGES)
         useless = measures.at_chance(mean(arm, ACCURACY).estimate, images)
         rows.append(
             [
                 *rule,
-                percent(sparsity, 1),
+                one.sparsity_text,
                 str(len(arm)),
                 accuracy_text(mean(arm, ACCURACY)),
                 _against(arm, controls.get("", {})),

@@ -26,7 +26,7 @@ from common.image_folders import loose_images
 from pruning import account
 from pruning.masks import Masks
 from pruning.trained import TrainedNetwork, load
-from pruning.vgg import prunable_weights
+from pruning.vgg import VGG11, full_widths, prunable_weights, widths_of
 
 SHAPE = (3, 32, 32)
 
@@ -36,7 +36,8 @@ class Evaluate:
     """Say how accurate, fast and sparse a trained network is, or classify images with it."""
 
     network: tyro.conf.Positional[Path]
-    """Run folder of pruning/run.py (its fine-tuned network), or a file: .safetensors, .sparse or .pt."""
+    """Run folder of pruning/run.py (its fine-tuned network; of a run that pruned filters, the smaller one that they
+    left), or a file: .safetensors, .sparse or .pt."""
     images: Path | None = None
     """Folder of images, or one image, to classify: a CSV line for each, file, class and probability."""
     resize: bool = False
@@ -89,6 +90,15 @@ def print_costs(network: TrainedNetwork, images: Tensor) -> None:
     totals = account.totals(network.network, table)
     kept, compression, speedup = (totals[k] for k in ("conv_weights_kept", "compression_ratio", "theoretical_speedup"))
     print(f"weights kept {kept:.4f}, compression {compression:.2f}×, theoretical speed-up {speedup:.2f}×")
+    if (widths := widths_of(network.network.state_dict())) != full_widths():
+        whole = VGG11(len(network.classes))
+        every: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(whole).items()}
+        full = account.totals(whole, account.layer_table(whole, every, example))
+        fewer = ", ".join(
+            f"{full[of] / totals[of]:.2f}× fewer {name}"
+            for of, name in (("parameters", "parameters"), ("multiply_adds", "multiply-adds"))
+        )
+        print(f"widths {' '.join(map(str, widths))}: {sum(widths):,} of {sum(full_widths()):,} filters, {fewer}")
 
 
 @torch.inference_mode()

@@ -22,6 +22,12 @@ from pruning.measures import CHANCE, at_chance, ratio
 from pruning.sensitivity import Sensitivity
 
 History = Mapping[str, list[float]]
+TIMED = {  # the networks of `latency` in metrics.json
+    "dense": "dense",
+    "pruned": "pruned,\ndense kernels",
+    "pruned_csr": "pruned,\nsparse kernels",
+    "smaller": "smaller\nnetwork",
+}
 Rule = tuple[str, str]  # allocation and schedule; the schedule names regrowth and distillation if they are used
 
 
@@ -118,10 +124,9 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
     steps |= {"recalibrated": "recalibrated_accuracy", "fine-tuned": "finetuned_accuracy"}
     _bars(accuracy, list(steps), [100 * metrics[key] for key in steps.values()], "{:.2f}")
     accuracy.set(ylabel="test accuracy [%]", ylim=(0, 108))
-    files = metrics["sparse_files"]
-    _bars(
-        size, ["dense", *files], [metrics["dense_bytes"] / 1e6, *(f["bytes"] / 1e6 for f in files.values())], "{:.2f}"
-    )
+    smaller = {"smaller": metrics["smaller"]} if "smaller" in metrics else {}
+    files = {"dense": {"bytes": metrics["dense_bytes"]}, **smaller, **metrics["sparse_files"]}
+    _bars(size, list(files), [file["bytes"] / 1e6 for file in files.values()], "{:.2f}")
     size.set(ylabel="file [MB]")
     batches = metrics["latency"]
     for k, (batch, times) in enumerate(batches.items()):
@@ -130,9 +135,7 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
         label = f"batch of {batch.removeprefix('batch_')} ({1e3 * times['dense']:.0f} ms dense)"
         bars = time.bar(positions, relative, width=0.38, color=COLOURS[k], label=label)
         time.bar_label(bars, [f"{value:.2f}×" for value in relative], fontsize=7)
-        time.set_xticks(
-            [index + 0.2 for index in range(len(times))], ["dense", "pruned,\ndense kernels", "pruned,\nsparse kernels"]
-        )
+        time.set_xticks([index + 0.2 for index in range(len(times))], [TIMED[name] for name in times])
     time.set(ylabel="measured time, relative to dense", yscale="log")
     time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     time.yaxis.set_major_formatter("{x:g}")
@@ -142,9 +145,12 @@ def outcome(metrics: Mapping[str, Any], caption: str) -> Figure:
 
 
 def accuracy_against_sparsity(
-    curves: Mapping[Rule, Sequence[tuple[float, Interval]]], dense: Mapping[str, Interval], caption: str
+    curves: Mapping[Rule, Sequence[tuple[float, Interval]]],
+    dense: Mapping[str, Interval],
+    caption: str,
+    unit: str = "convolution weights",
 ) -> Figure:
-    """Returns the figure of every rule's test accuracy against the share of weights pruned.
+    """Returns the figure of every rule's test accuracy against the share of weights pruned, or of another `unit`.
 
     If the accuracies span more than five points, a second panel shows the top five. If there is only one sparsity, the
     rules stand side by side, with their names below. An allocation has the same colour in every figure. One-shot has
@@ -179,12 +185,12 @@ def accuracy_against_sparsity(
         for stroke, (name, level) in zip(itertools.cycle(["--", ":", "-."]), dense.items(), strict=False):
             axes.axhline(100 * level.estimate, color="0.4", linewidth=0.8, linestyle=stroke, label=f"dense, {name}")
             axes.axhspan(100 * level.low, 100 * level.high, color="0.4", alpha=0.15, linewidth=0)
-        axes.set(xlabel="convolution weights pruned [%]", ylabel="test accuracy after fine-tuning [%]")
+        axes.set(xlabel=f"{unit} pruned [%]", ylabel="test accuracy after fine-tuning [%]")
         axes.set_xticks(sparsities)
         if alone:
             names = ["\n".join([allocation, *schedule.split(", ")]) for allocation, schedule in curves]
             axes.set_xticks(range(len(curves)), names)
-            axes.set(xlabel=f"{sparsities[0]:g} % of the convolution weights pruned", xlim=(-0.7, len(curves) - 0.3))
+            axes.set(xlabel=f"{sparsities[0]:g} % of the {unit} pruned", xlim=(-0.7, len(curves) - 0.3))
     if spread:
         panels[1].set(ylim=(highest - 5, highest + 0.3), title="the top five percentage points")
     if panels[0].get_legend_handles_labels()[1]:
@@ -209,6 +215,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     for row in metrics["layers"]:
         macs = f"{row['multiply_adds'] / 1e6:>18.2f}{row['multiply_adds_after'] / 1e6:>8.2f}"
         lines.append(f"{row['name']:14}{row['sparsity']:>10.4f}{row['weights']:>12,}{row['nonzero']:>12,}{macs}")
+    lines += smaller_lines(metrics)
     images = metrics["dataset"]["test"]
     useless = at_chance(metrics["finetuned_accuracy"], images)
     lines += [
@@ -224,3 +231,20 @@ def table(metrics: Mapping[str, Any]) -> str:
             f"accuracy {file['accuracy']:.4f}" + (f" ({CHANCE})" if at_chance(file["accuracy"], images) else "")
         )
     return "\n".join(lines)
+
+
+def smaller_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns what a run that pruned filters left, as lines for the terminal; none for another run."""
+    if "smaller" not in metrics:
+        return []
+    smaller = metrics["smaller"]
+    faster = (
+        f"{speedup:.2f}× as fast for a batch of {batch.removeprefix('batch_')}"
+        for batch, speedup in smaller["speedup"].items()
+    )
+    return [
+        f"filters left {metrics['filters_left']:,} of {metrics['filters']:,}; gone are "
+        f"{metrics['filter_sparsity']:.4f} of the filters, {1 - metrics['conv_weights_kept']:.4f} of the weights",
+        f"smaller network: widths {' '.join(map(str, smaller['widths']))}, {smaller['bytes']:,} bytes, "
+        f"{', '.join(faster)}, accuracy {smaller['accuracy']:.4f}",
+    ]

@@ -14,13 +14,18 @@ from torch import Tensor
 from common.errors import RunError
 from common.files import load_weights
 from pruning.sparse_file import load_sparse
-from pruning.vgg import CLASSES, VGG11
+from pruning.vgg import CLASSES, VGG11, full_widths, widths_of
 
 
 def read_network(
-    path: Path, tell: Callable[[str], None] = lambda line: None, classes: int = CLASSES
+    path: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    classes: int = CLASSES,
+    any_widths: bool = False,
 ) -> dict[str, Tensor]:
     """Returns the float32 state dict of the VGG11 with this many classes in a file, on the CPU.
+
+    It has the full widths, or with `any_widths` those of the file.
 
     `.pt` and `.pth` are state dicts that torch saved, `.sparse` is a file of this project, all others are safetensors.
     Names may begin with `module.` (DataParallel), and a weight may be a pair `weight_orig` and `weight_mask`
@@ -31,7 +36,7 @@ def read_network(
     """
     weights = _masked(_without_prefix(_tensors(path)), path)
     network = f"{path}: not a VGG11 with {classes} classes"
-    expected = _expected(classes)
+    expected = _expected(classes, widths_of(weights) if any_widths else None)
     for name, like in expected.items():
         if name.endswith(
             "num_batches_tracked"
@@ -58,9 +63,11 @@ def read_network(
     return result
 
 
-def _expected(classes: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):  # only names, shapes and types: no other random number may change
-        return VGG11(classes).state_dict()
+def _expected(classes: int, widths: tuple[int, ...] | None) -> dict[str, Tensor]:
+    """Returns a state dict with the names, shapes and types; of the full widths if these cannot be a network's."""
+    known = widths is not None and len(widths) == len(full_widths()) and min(widths) > 0
+    with torch.device("meta"):
+        return VGG11(classes, "default", widths if known else None).state_dict()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

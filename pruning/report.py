@@ -30,6 +30,7 @@ from pruning.arms import (
     percent,
     training,
 )
+from pruning.savings import accuracy_against_savings, measured_text
 
 CAPTIONS = {
     "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice if measured.",
@@ -47,6 +48,7 @@ STAGES = {  # figure → (its name, what the original report gives)
     "finetuned_accuracy": ("fine-tuned", 0.88),
 }
 COMMAND = "python pruning/run.py"
+KEPT_METRICS = ("latency", "latency_quartiles")  # records of metrics.json that a compact folder of runs keeps
 
 
 def section(folders: Sequence[Folder]) -> Section:
@@ -74,6 +76,7 @@ def section(folders: Sequence[Folder]) -> Section:
     groups = comparable(runs)
     for group in groups:
         blocks += accuracy_against_sparsity(group, peculiar(group, groups))
+    blocks += accuracy_against_savings(runs)
     if runs:
         studies = dict.fromkeys(group[0].study for group in groups)
         alone = [run for run in runs if run.study not in studies]
@@ -190,6 +193,7 @@ HEAD = [
     "fine-tuned",
     "compression",
     "multiply-adds saved",
+    "measured time saved",
 ]
 
 
@@ -199,7 +203,7 @@ def row(run: Run) -> list[str]:
     return [
         run.folder.label,
         run.allocation,
-        percent(run.sparsity, 1),
+        run.sparsity_text,
         run.schedule,
         str(run.metrics.seed),
         percent(metrics.dense_accuracy),
@@ -208,4 +212,5 @@ def row(run: Run) -> list[str]:
         percent(metrics.finetuned_accuracy),
         metrics.saved(metrics.compression_ratio),
         metrics.saved(metrics.theoretical_speedup),
+        measured_text(metrics),
     ]

@@ -14,12 +14,15 @@ from common.experiment import Run, say
 from pruning import account, figures, measures
 from pruning.allocation import choose
 from pruning.calibration import batches, recalibrated
+from pruning.filters import clear_filters, filter_counts, ranked, weight_masks
 from pruning.given import read_network
 from pruning.masks import Masks, apply_masks
 from pruning.schedule import MaskSchedule
 from pruning.sensitivity import Sensitivity, scan
 from pruning.settings import Settings
+from pruning.smaller import account_smaller, export_onnx, require_onnx, smaller_network
 from pruning.train import fine_tune, train_dense
+from pruning.trained import SMALLER, TrainedNetwork
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
 
@@ -28,6 +31,8 @@ def main(settings: Settings) -> None:
     settings.check()
     if unused := settings.without_effect():
         say(f"note: --dense-weights trains no dense network: {', '.join(unused)} has no effect")
+    if settings.onnx:
+        require_onnx("--onnx")
     if settings.dense_weights is not None and settings.resume is None:
         read_network(settings.dense_weights, say)  # refused before any work, if at all
     device = set_up(settings.device, settings.threads)
@@ -65,7 +70,7 @@ def main(settings: Settings) -> None:
     metrics["sensitivity"] = run.remembered("sensitivity", lambda: scan_layers(run, settings, dataset, held_out, dense))
 
     say(f"3/6 choosing sparsities: {settings.allocation}")
-    weights = prunable_weights(dense)
+    weights = ranked(dense, settings.ranked_by)
     curves, accuracy = metrics["sensitivity"], metrics["dense_validation_accuracy"]
     sparsities = run.remembered(
         "sparsities",
@@ -83,7 +88,10 @@ def main(settings: Settings) -> None:
 
     say(f"4/6 pruning ({settings.schedule}) and fine-tuning")
     pruned = copy.deepcopy(dense)  # only to measure what pruning costs before any fine-tuning
-    apply_masks(prunable_weights(pruned), schedule.final_masks(weights))
+    at_once = weight_masks(dense, schedule.final_masks(weights), settings.ranked_by)
+    apply_masks(prunable_weights(pruned), at_once)
+    if settings.granularity == "filter":
+        clear_filters(pruned, at_once)
     measure("pruned_accuracy", pruned, dataset.test)
     pruned = recalibrated(pruned, batches(dataset))
     measure("recalibrated_accuracy", pruned, dataset.test)
@@ -94,10 +102,11 @@ def main(settings: Settings) -> None:
 
     say("5/6 accounting")
     example = dataset.normalise(dataset.test.images[: settings.batch_size])
-    metrics["layers"] = account.layer_table(network, masks, example[:1])
-    metrics |= account.totals(network, metrics["layers"])
-    metrics["latency"] = run.remembered(
-        "latency", lambda: account.latencies(dense, network, example, settings.latency_seconds)
+    smaller = smaller_network(network, masks) if settings.granularity == "filter" else None
+    metrics["layers"] = account.layer_table(network, masks, example[:1], filters=smaller is not None)
+    metrics |= account.totals(network, metrics["layers"], smaller)
+    metrics |= run.remembered(
+        "latencies", lambda: account.latencies(dense, network, example, settings.latency_seconds, smaller)
     )
 
     say("6/6 saving and drawing")
@@ -107,6 +116,14 @@ def main(settings: Settings) -> None:
         lambda: account.save_sparse_files(run.checkpoints, network, masks, metrics["dense_bytes"], dataset),
     )
     metrics["sparse_bytes"] = metrics["sparse_files"]["float16"]["bytes"]
+    if smaller is not None:
+        metrics |= filter_counts(masks.values())
+        path, latency = run.checkpoints / SMALLER, metrics["latency"]
+        metrics["smaller"] = account_smaller(path, smaller, network, dataset, example, latency)
+    if settings.onnx:
+        trained = TrainedNetwork(smaller or network, dataset.mean, dataset.std, dataset.classes)
+        images = dataset.test.images[: settings.batch_size]
+        metrics["onnx"] = run.remembered("onnx", lambda: export_onnx(run.checkpoints / "network.onnx", trained, images))
     draw(run, metrics, dense, network, masks, dataset.caption)
     run.finish(metrics, ("dense_accuracy", "pruned_accuracy", "finetuned_accuracy", "compression_ratio"))
     say(figures.table(metrics))
@@ -121,11 +138,13 @@ def scan_layers(run: Run, settings: Settings, dataset: data.Dataset, split: data
     inputs, labels = measures.inputs(dataset, split), split.labels
     calibration = batches(dataset) if settings.recalibrate else None
     if not settings.retrain_per_layer:
-        return scan(dense, inputs, labels, calibration=calibration)
+        return scan(dense, inputs, labels, calibration=calibration, importance=settings.ranked_by)
     curves: Sensitivity = {}
     for layer in prunable_layers(dense):
         retrained = train_dense(run, settings, dataset, f"dense-{layer}")
-        curves |= scan(retrained, inputs, labels, layers=[layer], calibration=calibration)
+        curves |= scan(
+            retrained, inputs, labels, layers=[layer], calibration=calibration, importance=settings.ranked_by
+        )
     return curves
 
 
@@ -133,7 +152,7 @@ def draw(run: Run, metrics: dict[str, Any], dense: VGG11, network: VGG11, masks:
     """Writes every figure, and the histograms of the weights to TensorBoard."""
     before, after = ({n: w.detach() for n, w in prunable_weights(m).items()} for m in (dense, network))
     start = metrics["dense_validation_accuracy"]
-    sparsities = {row["name"]: row["sparsity"] for row in metrics["layers"]}
+    sparsities = {row["name"]: row.get("filter_sparsity", row["sparsity"]) for row in metrics["layers"]}
     run.figure("training", figures.training(run.history("dense"), run.history("finetuned"), caption))
     run.figure("sensitivity", figures.sensitivity(metrics["sensitivity"], start, sparsities, caption))
     run.figure("weights", figures.weights(before, after, masks, caption))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning.calibration import Batches, clear_statistics
+from pruning.filters import Importance, clear, filter_importance, filter_mask
 from pruning.masks import apply_masks, magnitude_mask
 from pruning.vgg import VGG11, prunable_layers
 
@@ -29,11 +30,13 @@ def scan(
     sparsities: Sequence[float] = SPARSITIES,
     batch_size: int = 125,
     calibration: Batches | None = None,
+    importance: Importance | None = None,
 ) -> Sensitivity:
     """Returns the accuracy on `labels` (N,) when one layer is pruned, for each layer and each sparsity.
 
     `inputs(rows)` returns the model's input `(B, C, H, W)` for those rows. The model is not changed. With `calibration`
-    each pruned network is recalibrated on these images before it is measured.
+    each pruned network is recalibrated on these images before it is measured. With `importance` whole filters go, and a
+    sparsity is a fraction of the layer's filters.
 
     The input of a layer does not depend on the layer's own weights. So one pass through the dense network gives every
     layer its input, and each pruned copy of a layer costs only a pass through the layers after it. The whole scan costs
@@ -42,7 +45,7 @@ def scan(
     training = model.training
     network = model if calibration is None else copy.deepcopy(model)
     rests = {
-        name: [_pruned_rest(network, name, sparsity, calibration is not None) for sparsity in sparsities]
+        name: [_pruned_rest(network, name, sparsity, calibration is not None, importance) for sparsity in sparsities]
         for name in prunable_layers(network)
         if layers is None or name in layers
     }
@@ -75,12 +78,20 @@ def _pruned_features(
         activations = module(activations)
 
 
-def _pruned_rest(network: VGG11, layer: str, sparsity: float, own_statistics: bool) -> nn.Sequential:
+def _pruned_rest(
+    network: VGG11, layer: str, sparsity: float, own_statistics: bool, importance: Importance | None
+) -> nn.Sequential:
     """Returns a pruned copy of the layer and the layers after it; these are the network's, but for `own_statistics`."""
-    conv, *rest = network.features[int(layer.removeprefix("features.")) :]
+    conv, norm, *others = network.features[int(layer.removeprefix("features.")) :]
     assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     pruned = copy.deepcopy(conv)
-    apply_masks({"": pruned.weight}, {"": magnitude_mask(conv.weight, sparsity)})
+    if importance is None:
+        apply_masks({"": pruned.weight}, {"": magnitude_mask(conv.weight, sparsity)})
+    else:
+        kept, norm = filter_mask(filter_importance(conv, norm, importance), sparsity), copy.deepcopy(norm)
+        clear(pruned, norm, kept)
+    rest = [norm, *others]
     copied = nn.BatchNorm2d if own_statistics else ()
     result = nn.Sequential(
         pruned, *(copy.deepcopy(module) if isinstance(module, copied) else module for module in rest)

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from common.cli import RunSettings
 from common.errors import UsageError
 from pruning.allocation import Allocation
+from pruning.filters import Granularity, Importance
 from pruning.vgg import Initialisation
 
 
@@ -74,14 +75,21 @@ class Settings(RunSettings):
     The accuracy of the pruned network with such statistics is always measured."""
 
     # 3. Choose
+    granularity: Granularity = "weight"
+    """What is pruned: single weights, which saves bytes, or whole filters, which leaves a smaller and faster network.
+    With filter, every sparsity is a fraction of filters: those of the report too, the scan's, and --sparsity.
+    A dropped filter takes the next layer's inputs along, so more weights go. Both fractions are reported."""
+    filter_importance: Importance = "l2"
+    """What ranks filters: the L2 or L1 norm of their weights (Li et al. 2017), or |γ| of the batch normalisation that
+    follows (network slimming, Liu et al. 2017). All are relative to the mean of the layer, for global."""
     allocation: Allocation = "reference"
     """Rule for how much of each layer to prune.
     reference: the sparsities of the original report. scan: from the sensitivity curves. uniform: the same everywhere.
     global, lamp: one threshold for the whole network. erk: Erdős–Rényi kernel.
     random: the control; it drops random weights, at the reference sparsities or at --sparsity in every layer."""
     sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Fraction of all convolution weights to prune.
-    none: .7703, as in the original report; with scan, as much as --accuracy-budget allows."""
+    """Fraction of all convolution weights to prune; with --granularity filter, of all filters.
+    none: .7703, as in the original report (.7231 of the filters); with scan, as much as --accuracy-budget allows."""
     accuracy_budget: Annotated[float, Gt(0), Le(1)] = 0.01
     """Accuracy on held-out images that pruning a single layer may cost, for --allocation scan without --sparsity."""
     keep_first_layer: bool = False
@@ -114,6 +122,13 @@ class Settings(RunSettings):
     # 5. Account
     latency_seconds: Annotated[float, Ge(0)] = 2.0
     """Seconds to measure the latency of each batch size, with at least three passes. Measure on an idle machine."""
+    onnx: bool = False
+    """Also write the network that is left as checkpoints/network.onnx, and compare it with torch (needs .[onnx])."""
+
+    @property
+    def ranked_by(self) -> Importance | None:
+        """What ranks the filters; None where single weights are pruned, by magnitude."""
+        return self.filter_importance if self.granularity == "filter" else None
 
     def without_effect(self) -> list[str]:
         """Returns the options given that change nothing: beside `--dense-weights` no dense network is trained.
@@ -157,6 +172,12 @@ class Settings(RunSettings):
             raise UsageError(f"--regrow {self.regrow} with --allocation random: the control does not look at gradients")
         if self.temperature != Settings.temperature and not self.distillation:
             raise UsageError(f"--temperature {self.temperature}: it is only for --distillation above 0")
+        if self.granularity == "filter" and self.allocation == "erk":
+            raise UsageError("--allocation erk with --granularity filter: its densities are those of single weights")
+        if self.granularity == "filter" and self.regrow:
+            raise UsageError(f"--regrow {self.regrow} with --granularity filter: a dropped filter has no gradient")
+        if self.granularity == "weight" and self.filter_importance != Settings.filter_importance:
+            raise UsageError(f"--filter-importance {self.filter_importance}: it is only for --granularity filter")
         for name in ("gradual_fraction", "gradual_every", "regrow"):
             if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is only for --schedule gradual")

@@ -17,6 +17,7 @@ from common.files import load_weights, save_weights
 from common.training import Recipe, TrainState, fit, triangular
 from pruning import measures
 from pruning.calibration import batches, recalibrate
+from pruning.filters import Importance, clear_filters, ranked, ranked_masks, weight_masks
 from pruning.given import read_network
 from pruning.masks import Masks, apply_masks, clear_empty_filters, forget_momentum
 from pruning.schedule import MaskSchedule
@@ -57,7 +58,7 @@ def fine_tune(run: Run, settings: Settings, dataset: Dataset, network: VGG11, sc
 
     def tuned() -> dict[str, Tensor]:
         teacher = copy.deepcopy(network).eval() if settings.distillation else None
-        pruner = Pruner(network, schedule)
+        pruner = Pruner(network, schedule, settings.ranked_by)
         if settings.recalibrate:
             recalibrate(network, batches(dataset))
         recipe = _recipe(settings, settings.finetune_epochs, settings.finetune_warmup)
@@ -75,29 +76,31 @@ class Pruner:
 
     The dropped weights are exactly zero after every step, also in the moving average. Their momentum is zero too, so
     only the schedule can bring a weight back, and it comes back at zero. A filter without weights has no bias either.
+    With `importance` whole filters are pruned, and nothing of them comes back.
     """
 
-    def __init__(self, network: VGG11, schedule: MaskSchedule) -> None:
+    def __init__(self, network: VGG11, schedule: MaskSchedule, importance: Importance | None = None) -> None:
         """Prunes `network` to the first masks of `schedule`."""
-        self.network, self.schedule = network, schedule
-        self.masks = schedule.first_masks(prunable_weights(network))  # changed in place: checkpoints hold these tensors
+        self.network, self.schedule, self.importance = network, schedule, importance
+        first = schedule.first_masks(ranked(network, importance))
+        self.masks = weight_masks(network, first, importance)  # changed in place: checkpoints hold these tensors
         self._clear(network)
 
     def after_step(self, state: TrainState) -> None:
         """Clears the dropped weights after a step of the optimiser, then prunes and regrows what is due."""
-        weights = prunable_weights(self.network)
         self._drop(state.optimizer)
-        pruned = self.schedule.masks_at(state.step, state.total_steps, weights, self.masks)
+        weights, kept = ranked(self.network, self.importance), ranked_masks(self.masks, self.importance)
+        pruned = self.schedule.masks_at(state.step, state.total_steps, weights, kept)
         if pruned is not None:
             self._change_to(pruned, state.optimizer)
-        regrown = self.schedule.regrown_at(state.step, state.total_steps, weights, self.masks)
+        regrown = self.schedule.regrown_at(state.step, state.total_steps, weights, self.masks)  # weights only
         if regrown is not None:
             self._change_to(regrown, state.optimizer)
         if isinstance(state.average, VGG11):
             self._clear(state.average)
 
     def _change_to(self, masks: Masks, optimizer: torch.optim.Optimizer) -> None:
-        for name, mask in masks.items():
+        for name, mask in weight_masks(self.network, masks, self.importance).items():
             self.masks[name].copy_(mask)
         self._drop(optimizer)
 
@@ -108,6 +111,8 @@ class Pruner:
     def _clear(self, network: VGG11) -> None:
         apply_masks(prunable_weights(network), self.masks)
         clear_empty_filters(prunable_layers(network), self.masks)
+        if self.importance is not None:
+            clear_filters(network, self.masks)
 
 
 def training_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, settings: Settings) -> Tensor:

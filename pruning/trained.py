@@ -11,11 +11,12 @@ from common.errors import RunError
 from common.files import finished_metrics
 from pruning.given import read_network
 from pruning.sparse_file import load_sparse
-from pruning.vgg import VGG11
+from pruning.vgg import VGG11, widths_of
 
 # Of CIFAR-10's pixels in [0, 1], as everybody writes them: for a file without the run that it came from.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MOST_CLASSES = 10_000
+SMALLER = "smaller.safetensors"  # what a run that prunes filters leaves
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -43,6 +44,8 @@ class TrainedNetwork(nn.Module):
 def load(path: Path | str) -> TrainedNetwork:
     """Returns the fine-tuned network of a finished run's folder, or the network in a file.
 
+    If the run pruned filters, it is the smaller network that they left.
+
     A file is one that `pruning/run.py` wrote (`.safetensors`, `.sparse`) or a state dict (`.pt`). If it lies in a
     run's `checkpoints`, the normalisation and the class names are the run's. A sparse file has its own; older ones and
     all other files are taken for networks of CIFAR-10.
@@ -52,7 +55,8 @@ def load(path: Path | str) -> TrainedNetwork:
     """
     path = Path(path)
     if path.is_dir():
-        file, run = path / "checkpoints" / "finetuned.safetensors", path
+        smaller = path / "checkpoints" / SMALLER  # equal to the masked network, and faster
+        file, run = smaller if smaller.exists() else path / "checkpoints" / "finetuned.safetensors", path
     else:
         file, run = path, path.parent.parent
     of_a_run = path.is_dir() or (path.parent.name == "checkpoints" and (run / "metrics.json").exists())
@@ -69,7 +73,8 @@ def load(path: Path | str) -> TrainedNetwork:
             raise ValueError("three channels are expected, and classes")
     except (AttributeError, TypeError, ValueError) as error:
         raise RunError(f"{said_by}: damaged (normalisation: {error})") from None
-    network = VGG11(len(classes))
-    network.load_state_dict(read_network(file, classes=len(classes)))
+    weights = read_network(file, classes=len(classes), any_widths=True)
+    network = VGG11(len(classes), widths=widths_of(weights))
+    network.load_state_dict(weights)
     record = metrics.get("dataset")
     return TrainedNetwork(network, mean, std, classes, record.get("name") if isinstance(record, dict) else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -21,16 +23,30 @@ class VGG11(nn.Module):
 
     It has 9,231,114 parameters for 10 classes. With `identity` the first filters of each convolution start by copying
     its input channels, one each (airbench, section 3.3). `default` leaves PyTorch's own random weights.
+
+    `widths` are the channels of the eight convolutions; none means those of configuration A.
+
+    Raises:
+        ValueError: not eight widths, or one of them below 1.
     """
 
-    def __init__(self, classes: int = CLASSES, initialisation: Initialisation = "identity") -> None:
+    def __init__(
+        self,
+        classes: int = CLASSES,
+        initialisation: Initialisation = "identity",
+        widths: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        widths = full_widths() if widths is None else widths
+        if len(widths) != len(full_widths()) or min(widths) < 1:
+            raise ValueError(f"widths {tuple(widths)}: give {len(full_widths())} numbers of at least 1")
         layers: list[nn.Module] = []
-        channels = 3
-        for width in LAYERS:
-            if width is None:
+        channels, wanted = 3, iter(widths)
+        for layer in LAYERS:
+            if layer is None:
                 layers.append(nn.MaxPool2d(2))
             else:
+                width = next(wanted)
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
         # MatrixConv2d is an nn.Conv2d with a faster CPU kernel for small maps. These four layers see 4×4 and 2×2 maps.
@@ -39,7 +55,7 @@ class VGG11(nn.Module):
             assert isinstance(plain, nn.Conv2d)
             layers[index] = MatrixConv2d(plain.in_channels, plain.out_channels, kernel_size=3, padding=1)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(512, classes)
+        self.classifier = nn.Linear(channels, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()
             if initialisation == "identity":
@@ -51,9 +67,21 @@ class VGG11(nn.Module):
         return self.head(self.features(images))
 
     def head(self, features: Tensor) -> Tensor:
-        """Returns logits `(B, classes)` for the last feature maps `(B, 512, h, w)`."""
+        """Returns logits `(B, classes)` for the last feature maps `(B, C, h, w)`."""
         logits: Tensor = self.classifier(features.mean((2, 3)))
         return logits
+
+
+def full_widths() -> tuple[int, ...]:
+    """Returns the channels of the convolutions before any of them is pruned."""
+    return tuple(width for width in LAYERS if width is not None)
+
+
+def widths_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Returns the channels of the convolutions in a state dict, in network order."""
+    names = (re.fullmatch(r"features\.(\d+)\.weight", name) for name in weights)
+    convolutions = {int(name[1]): weights[name[0]] for name in names if name and weights[name[0]].dim() == 4}
+    return tuple(len(convolutions[index]) for index in sorted(convolutions))
 
 
 def prunable_layers(model: VGG11) -> dict[str, nn.Conv2d]:

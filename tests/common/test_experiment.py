@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -123,6 +124,14 @@ def test_damaged_history_is_told(tmp_path: Path, damage: str) -> None:
     path.write_bytes(damaged[damage])
     with pytest.raises(RunError, match=r"history\.csv: damaged or rows are missing"):
         resumed(run)
+
+
+def test_rows_of_several_stages_and_columns_are_read_back(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.log("train", 1, {"loss": 1.0, "speed": 2.0})
+    run.log("eval", 1, {"return": np.float64(3.0)})
+    run.log("train", 2, {"loss": 0.5, "early": math.nan, "speed": 2.0})
+    assert resumed(run).history("eval") == {"step": [1], "return": [3]}
 
 
 @pytest.mark.parametrize("file", ["history.csv", "checkpoints/progress.json", "checkpoints/net.safetensors"])

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,6 +62,14 @@ def test_sparse_layer_equals_the_convolution() -> None:
 
 
 def test_latencies_time_all_three(network: VGG11) -> None:
-    times = account.latencies(network, network, torch.randn(2, 3, 32, 32), seconds=0)
-    assert list(times) == ["batch_1", "batch_2"]
+    record = account.latencies(network, network, torch.randn(2, 3, 32, 32), seconds=0)
+    assert list(record) == ["latency", "latency_quartiles"]
+    times, spread = record["latency"], record["latency_quartiles"]
+    assert list(times) == list(spread) == ["batch_1", "batch_2"]
     assert all(list(t) == ["dense", "pruned", "pruned_csr"] and min(t.values()) > 0 for t in times.values())
+    assert all(low <= times[b][name] <= high for b, of in spread.items() for name, (low, high) in of.items())
+
+
+def test_quartiles_are_numpys() -> None:
+    values = torch.rand(7).tolist()
+    assert account.quartiles(values) == pytest.approx(np.quantile(values, [0.25, 0.75]).tolist())

@@ -17,6 +17,7 @@ from common.files import save_weights
 from pruning import load
 from pruning.evaluate import Evaluate, main
 from pruning.masks import magnitude_masks
+from pruning.smaller import save_smaller
 from pruning.sparse_file import save_sparse
 from pruning.trained import CIFAR10_MEAN, CIFAR10_STD
 from pruning.vgg import VGG11, prunable_weights
@@ -94,6 +95,18 @@ def test_accuracy_costs_and_layers_are_printed(run: Path, capsys: pytest.Capture
     assert [row[0] for row in rows] == list(prunable_weights(load(run).network))
     assert all(float(row[1]) == pytest.approx(0.5, abs=0.01) for row in rows)
     assert lines[-1].startswith("weights kept 0.5")
+
+
+def test_of_a_smaller_network_the_whole_one_is_the_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = VGG11(widths=[32, 64, 128, 128, 256, 256, 256, 256])
+    save_smaller(tmp_path / "smaller.safetensors", half)
+    capsys.readouterr()
+    cli.command(main, Evaluate, [str(tmp_path / "smaller.safetensors"), "--dataset", "digits", "--batch-size", "2"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    fewer = 9_231_114 / sum(parameter.numel() for parameter in half.parameters())
+    assert last.startswith("widths 32 64 128 128 256 256 256 256: 1,376 of 2,752 filters")
+    assert f"{fewer:.2f}× fewer parameters" in last
+    assert "3.95× fewer multiply-adds" in last  # a quarter, but for the first layer's half
 
 
 def test_images_are_classified(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,6 +208,13 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path, unchanged_by_re
         (["--initialisation", "zeros"], 2, "--initialisation zeros"),
         (["--initialisation", "default", "--dense-weights", "README.md"], 2, "a given network is not initialised"),
         (["--epochs", "0"], 2, "--epochs 0"),
+        (["--granularity", "filter", "--allocation", "erk"], 2, "--allocation erk with --granularity filter"),
+        (["--filter-importance", "l1"], 2, "--filter-importance l1: it is only for --granularity filter"),
+        (
+            ["--granularity", "filter", "--schedule", "gradual", "--regrow", "0.5"],
+            2,
+            "--regrow 0.5 with --granularity filter: a dropped filter has no gradient",
+        ),
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),
         (["--resume", "tests"], 1, "tests/config.yaml: no such file"),

@@ -143,7 +143,7 @@ def test_arms_that_need_a_failed_run_are_skipped(
         main(sweep_of(arms=arms))
     assert "skipped: second-seed0: it needs bad-seed0, which is not finished" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out" / "toy").glob("*.log")} == {"bad-seed0.log", "good-seed0.log"}
-    assert [row["state"] for row in table(tmp_path)] == [*["not finished"] * 3, "finished"]
+    assert {row["arm"] for row in table(tmp_path) if row["state"] == "finished"} == {"good"}
 
 
 def test_what_another_process_holds_has_not_failed(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
