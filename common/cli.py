@@ -19,7 +19,7 @@ import yaml
 from annotated_types import Ge, Interval
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
-from common import stopping
+from common import extending, stopping
 from common.device import Precision
 from common.errors import RunError, UsageError
 from common.files import moved_to_sweeps
@@ -36,13 +36,21 @@ class RunSettings:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     smoke: ClassVar[dict[str, Any]] = {}  # what --smoke-test sets: the whole pipeline, shrunk to under a minute
     not_saved: ClassVar[tuple[str, ...]] = ("config", "resume")  # how a run was asked for, not what it is
-    may_change: ClassVar[tuple[str, ...]] = ("data_dir", "config", "resume")  # when a run is resumed
+    may_change: ClassVar[tuple[str, ...]] = ("data_dir", "config", "resume", "track")  # when a run is resumed
+    once_finished: ClassVar[Mapping[str, str]] = {}  # setting → what a finished {run} has instead of it, for the user
+    extension: ClassVar[extending.Extension | None] = None  # what --extend goes on with
     replaced: ClassVar[Mapping[str, str]] = {}  # key of an older preset → the key that replaced it
 
     config: Path | None = None
     """YAML preset whose values replace the defaults; a run's own config.yaml repeats that run."""
     resume: Path | None = None
     """Folder of a run to continue from where it stopped, with its own settings."""
+    extended_from: Annotated[Path | None, tyro.conf.arg(aliases=["--extend"])] = None
+    """Folder of a finished run to go on from, in a new run that is longer; other settings are the finished run's."""
+    keep_state: bool = False
+    """Keep what the training needs to go on (optimiser's moments, replay buffer), for an exact --extend."""
+    track: Literal["wandb"] | None = None
+    """Service that also gets what TensorBoard gets; wandb needs its package, pip install -e '.[wandb]'."""
     smoke_test: bool = False
     """The whole pipeline in under a minute, on data that needs no network. A check, not a result."""
     seed: Annotated[int, Ge(0)] = 0
@@ -72,7 +80,14 @@ Options = TypeVar("Options", bound="DataclassInstance")
 
 def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: Sequence[str] | None = None) -> None:
     """Parses the command line and calls `main(settings)`; see `guarded` for how failures end."""
-    guarded(lambda: main(parse(settings_class, sys.argv[1:] if argv is None else argv)))
+
+    def checked() -> Settings:
+        settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
+        if settings.extended_from is not None and settings.resume is None:
+            extending.require(settings, from_mapping(settings_class, _extended(settings.extended_from)))
+        return settings
+
+    guarded(lambda: main(checked()))
 
 
 def guarded(
@@ -135,16 +150,27 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
             raise UsageError(
                 f"--config {early.config}: a sweep file, of many runs; run it: python -m common.sweep {early.config}"
             )
-    if early.smoke_test and early.resume is None:
+    if early.extended_from is not None:
+        if early.resume is not None:
+            raise UsageError("--extend beside --resume: a resumed run is what it was; give one of the two")
+        if settings_class.extension is None:
+            raise UsageError("--extend: this script has no training of its own that could go on")
+        base = Path(early.extended_from)
+        values = _extended(base) | {"run_name": f"{base.resolve().name}-extended"} | values
+    elif early.smoke_test and early.resume is None:
         values |= settings_class.smoke
     preset = from_mapping(settings_class, values, early.config or early.resume or "")
     settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():
             if name not in settings.may_change and value != getattr(preset, name):
+                given = f"{_option(name)} {value}"
+                longer = {settings.extension.length: f"--extend {{run}} {given}"} if settings.extension else {}
+                instead = {**longer, **settings.once_finished}.get(name)
+                hint = f"; once it is finished: {instead.format(run=early.resume)}" if instead else ""
                 raise UsageError(
-                    f"{_option(name)} {value} beside --resume: the run was started with {getattr(preset, name)}, and "
-                    f"changing it would not continue that run; only --data-dir may differ"
+                    f"{given} beside --resume: the run was started with {getattr(preset, name)}, and "
+                    f"changing it would not continue that run; only --data-dir may differ{hint}"
                 )
     return settings
 
@@ -179,6 +205,7 @@ def _read_first(argv: Sequence[str]) -> argparse.Namespace:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--config", "--resume"):
         finder.add_argument(option)
+    finder.add_argument("--extend", "--extended-from", dest="extended_from")
     finder.add_argument("--smoke-test", action="store_true")
     try:
         return finder.parse_known_args(argv)[0]
@@ -202,6 +229,11 @@ def to_yaml(settings: RunSettings) -> str:
         k: str(v) if isinstance(v, Path) else v for k, v in _fields(settings).items() if k not in settings.not_saved
     }
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def _extended(run: Path) -> dict[str, Any]:
+    """Returns the settings of the run to extend."""
+    return _read_yaml(run / "config.yaml", "--extend", RunError)
 
 
 def _fields(settings: DataclassInstance) -> dict[str, Any]:

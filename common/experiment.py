@@ -8,6 +8,7 @@ import io
 import json
 import math
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from common import extending, tracking
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
@@ -30,6 +32,7 @@ from common.files import (
     forget_state,
     git_commit,
     load_weights,
+    older,
     read_metrics,
     remove_unfinished,
     replace,
@@ -57,6 +60,7 @@ class Run:
             RunError: the folder to resume holds another task's run or a damaged one.
         """
         self.settings, self.task, self.device = settings, task, device
+        tracking.require(settings.track)
         self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
         self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
         self.finished = self._is_finished()
@@ -78,7 +82,9 @@ class Run:
             if settings.resume is None:
                 replace(self.path / "config.yaml", to_yaml(settings).encode())
             self._remember()
+            tracking.start(self)  # before the writer, which it listens to
             self._writer = SummaryWriter(str(self.path))
+            extending.begin(self)
 
     def _lock(self) -> None:
         """Locks the folder against other processes until this one ends, however it ends."""
@@ -145,7 +151,14 @@ class Run:
         if not path.exists():
             self._forget_from(path.name)
             save_weights(path, compute())
-            forget_state(self.checkpoints / f"{name}.state.pt")  # the training's own checkpoint is not needed any more
+            # The training's own checkpoint is needed only to go on with a finished run.
+            state, extension = self.checkpoints / f"{name}.state.pt", self.settings.extension
+            if self.settings.keep_state and extension and name == extension.stage:
+                older(state).unlink(missing_ok=True)
+            else:
+                forget_state(state)
+            if extension and name == extension.stage:
+                shutil.rmtree(self.checkpoints / extending.START, ignore_errors=True)
         try:
             made = digest(path.read_bytes())
             if self._memory.get(path.name, True) not in (True, made):  # true: by a version without checksums
@@ -170,6 +183,32 @@ class Run:
             training.unlink()
         self._remember()
 
+    # -- a run that extends a finished one ----------------------------------------------------------------------------
+
+    def adopt(self, memory: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Takes over what a finished run remembered and logged; TensorBoard gets its scalars too."""
+        self._memory |= memory
+        self._history = rows
+        self._write_history()
+        for row in rows:
+            for name, value in row.items():
+                if name not in ("stage", "step") and value != "":
+                    self._writer.add_scalar(f"{row['stage']}/{name}", float(value), int(row["step"]))
+        self._memory["history_rows"] = len(rows)
+        self._remember()
+
+    def extended_at(self) -> int | None:
+        """Returns after which step or epoch of the finished run this one goes on; None if it extends none."""
+        step: int | None = self._memory.get(extending.EXTENDED)
+        return step
+
+    def start_weights(self, name: str) -> dict[str, Tensor] | None:
+        """Returns named tensors of the finished run that this run, whose own are not made yet, starts from, or None."""
+        path = self.checkpoints / extending.START / f"{name}.safetensors"
+        return load_weights(path) if path.exists() else None
+
+    # -- data and progress --------------------------------------------------------------------------------------------
+
     def require_same_dataset(self, record: dict[str, Any]) -> None:
         """Notes which dataset the run uses; `record` is what `Dataset.record` returns.
 
@@ -178,8 +217,9 @@ class Run:
         """
         begun_on = self.remembered("dataset", lambda: record)
         if begun_on != record:
+            option = "--resume" if self.settings.resume is not None else "--extend"
             raise RunError(
-                f"--resume {self.path}: the run began on {begun_on}, now the data is {record}; "
+                f"{option} {self.path}: the run began on {begun_on}, now the data is {record}; "
                 "point --data-dir, DATA_DIR or the folder of --dataset to the same images"
             )
 
@@ -254,6 +294,8 @@ class Run:
             "peak_memory_bytes": peak_memory(self.device),
             "git_commit": self._memory["git_commit"],  # at the start: the code may change during the run
         }
+        if self.settings.extended_from is not None:
+            record["extended_from"] = str(self.settings.extended_from)
         try:
             text = json.dumps(record, indent=1, allow_nan=False)
         except ValueError:
@@ -263,6 +305,7 @@ class Run:
         }
         self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
         self._writer.close()
+        tracking.finish(self.settings.track)
         replace(self.path / "metrics.json", text.encode())
         self.finished = True
 

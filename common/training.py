@@ -116,7 +116,8 @@ def fit(
     """Trains `model` on `examples` indexed examples; returns it, or its moving average if the recipe has a decay.
 
     A checkpoint is written after every epoch. If the run folder holds one of this stage, training goes on from it and
-    reaches the same weights as without the interruption. `after_step` may edit the weights (masks). `validate` is
+    reaches the same weights as without the interruption. With `--extend` and no checkpoint, the epochs begin after
+    those of the finished run. `after_step` may edit the weights (masks). `validate` is
     called after every epoch with the model that would be returned and the number of finished epochs.
 
     Raises:
@@ -130,6 +131,8 @@ def fit(
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     if state.load(checkpoint):
         print(f"{stage}: going on after epoch {state.step // steps_an_epoch}", file=sys.stderr)
+    elif run.start_weights(stage) is not None:  # of a finished run without its state: `model` starts from them
+        state.step = steps_an_epoch * (run.extended_at() or 0)
     run.rewind(stage, state.step // steps_an_epoch)
 
     with progress_bar(stage, state.step, state.total_steps) as bar:

@@ -28,6 +28,7 @@ MAY_DIFFER = {
     *("keep_first_layer", "filter_importance", "onnx"),
     *("accuracy_budget", "scan_images", "recalibrate", "retrain_per_layer", "dense_weights"),
     *("dataset", "data_dir", "results_dir", "run_name", "device", "threads", "latency_seconds"),
+    *("extended_from", "keep_state", "track"),
 }
 
 

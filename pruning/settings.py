@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from common.cli import RunSettings
 from common.errors import UsageError
+from common.extending import Extension
 from pruning.allocation import Allocation
 from pruning.filters import Granularity, Importance
 from pruning.vgg import Initialisation
@@ -27,6 +28,13 @@ class Settings(RunSettings):
         "finetune_epochs": 1,
         "scan_images": 40,
     }
+    extension: ClassVar[Extension | None] = Extension(
+        length="finetune_epochs",
+        stage="finetuned",
+        may_change=("finetune_learning_rate", "finetune_warmup", "distillation", "temperature", "latency_seconds"),
+        missing="the momentum starts at zero, and the order of the batches anew",
+        beside=("masks.safetensors",),
+    )
 
     dataset: Literal["auto", "cifar10", "digits"] = "auto"
     """Images to use; auto takes CIFAR-10 if it is available, otherwise scikit-learn's digits, with a warning."""
@@ -113,7 +121,8 @@ class Settings(RunSettings):
     temperature: Annotated[float, Gt(0)] = 4.0
     """Temperature of the distillation: both networks' logits are divided by it (4: Zagoruyko & Komodakis 2017)."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
-    """Passes over the training split after pruning, or while pruning gradually."""
+    """Passes over the training split after pruning, or while pruning gradually. With --extend RUN the new total: the
+    fine-tuning goes on under the masks that it ended with."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
     """Peak learning rate of the fine-tuning."""
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -61,6 +63,8 @@ def fine_tune(run: Run, settings: Settings, dataset: Dataset, network: VGG11, sc
         pruner = Pruner(network, schedule, settings.ranked_by)
         if settings.recalibrate:
             recalibrate(network, batches(dataset))
+        if (tuned_before := run.start_weights("finetuned")) is not None:
+            pruner.go_on(tuned_before, run.start_weights("masks") or {})
         recipe = _recipe(settings, settings.finetune_epochs, settings.finetune_warmup)
         rate = settings.finetune_learning_rate
         result = _fit(run, "finetuned", settings, dataset, network, recipe, rate, pruner, teacher)
@@ -85,6 +89,13 @@ class Pruner:
         first = schedule.first_masks(ranked(network, importance))
         self.masks = weight_masks(network, first, importance)  # changed in place: checkpoints hold these tensors
         self._clear(network)
+
+    def go_on(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        """Starts from the weights and masks that a finished fine-tuning ended with; the masks change no more."""
+        self.network.load_state_dict(weights)
+        for name, mask in self.masks.items():
+            mask.copy_(masks[name])
+        self.schedule = dataclasses.replace(self.schedule, gradual=False)
 
     def after_step(self, state: TrainState) -> None:
         """Clears the dropped weights after a step of the optimiser, then prunes and regrows what is due."""

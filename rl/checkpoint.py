@@ -7,15 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.errors import RunError
+from torch import Tensor
+
+from common.errors import RunError, UsageError
 from common.experiment import Run, say
-from common.files import last_whole, save_state
+from common.files import last_whole, read_metrics, save_state
 from rl.coverage import Coverage
 from rl.envs import Environments
 from rl.failures import Failures
 from rl.meter import Meter
 from rl.replay import Replay
 from rl.sac import SAC
+from rl.selection import Best
+from rl.settings import Settings
 from rl.streams import RandomStreams
 
 
@@ -31,6 +35,7 @@ class Checkpoint:
     meter: Meter
     coverage: Coverage
     failures: Failures
+    best: Best
     saved_steps: int = 0  # the transitions of so many steps are on disk
 
     @property
@@ -55,6 +60,8 @@ class Checkpoint:
             "observation": self.environments.observation,
             "failures": self.failures.state(),
             "coverage": self.coverage.state(),
+            "best": self.best.state(),
+            "begun": self.replay.begun,
             **self.meter.state(),
         }
         save_state(self.path, state, keep_older=True)
@@ -68,7 +75,10 @@ class Checkpoint:
             RunError: the checkpoint is damaged or belongs to other agents, and so is the one before it.
         """
         if not last_whole(self.path, self._restore):
-            if self.run.settings.resume is not None:
+            start = self.run.start_weights("agents")
+            if start is not None:
+                self._begin_from(start)
+            elif self.run.settings.resume is not None:
                 say(f"    {self.path} does not exist: training starts at step 0")
             return
         self.saved_steps = self.replay.steps
@@ -82,7 +92,8 @@ class Checkpoint:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            self.replay.load_segments(_replay_folder(self.run), state["step"])  # first: they may be damaged
+            # First: the files of the transitions may be damaged.
+            self.replay.load_segments(_replay_folder(self.run), state["step"], state.get("begun", 0))
             self.sac.load_state_dict(state["sac"])
             for optimizer, saved in zip(self.sac.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -92,9 +103,42 @@ class Checkpoint:
             self.meter.restore(state)
             if "coverage" in state:  # an earlier version did not count the cells
                 self.coverage.restore(state["coverage"])
+            if "best" in state:  # nor keep the best policies
+                self.best.restore(state["best"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]  # torch's messages have many lines
             raise RunError(f"{self.path}: not a checkpoint of these agents ({reason})") from None
+
+    def _begin_from(self, weights: dict[str, Tensor]) -> None:
+        """Goes on from the weights of a finished run that kept nothing else: fresh episodes, an empty replay."""
+        step, finished = self.run.extended_at() or 0, self.run.settings.extended_from
+        assert finished is not None
+        metrics = read_metrics(finished) or {}
+        try:
+            self.sac.load_state_dict(weights)
+            failed = [(agent["seed"], agent["step"], agent["cause"]) for agent in metrics.get("failed", [])]
+            self.failures.restore([(self.failures.seeds.index(seed), *when) for seed, *when in failed])
+            if (best := self.run.start_weights("best")) is not None:
+                self.best.take_over(metrics["best"], best)
+        except (KeyError, ValueError, TypeError, RuntimeError):
+            raise RunError(f"{finished}: not the weights of these agents") from None
+        self.environments.begin_episodes(step)
+        self.streams.begin_after(step)
+        self.replay.begin_after(step)
+        self.coverage.steps = self.saved_steps = step
+
+
+def require_room(settings: Settings) -> None:
+    """Raises UsageError for an extension that would only fill its replay, since the finished run has kept none."""
+    base = settings.extended_from
+    if base is None or settings.resume is not None or (base / "checkpoints" / "agents.state.pt").exists():
+        return
+    steps = int((read_metrics(base) or {})["env_steps"]) + settings.random_steps
+    if settings.env_steps <= steps:
+        raise UsageError(
+            f"--env-steps {settings.env_steps} with --extend {base}: the replay was not kept (--keep-state), and to "
+            f"fill a new one takes --random-steps {settings.random_steps}; give more than {steps}"
+        )
 
 
 def path_in(run: Run) -> Path:
@@ -107,5 +151,5 @@ def _replay_folder(run: Run) -> Path:
 
 
 def forget_replay(run: Run) -> None:
-    """Deletes the saved transitions: after the training nothing needs them."""
+    """Deletes the saved transitions: after the training only an extension needs them."""
     shutil.rmtree(_replay_folder(run), ignore_errors=True)

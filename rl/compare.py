@@ -34,7 +34,10 @@ from rl.settings import Settings
 # Settings that compared runs share, those in which runs of one arm may differ, what a run's metrics.json must say.
 SAME = {"env_id", "reward", "env_steps", "eval_every", "eval_episodes"}
 SEEDS = {"seed", "num_seeds"}
-MACHINE = {"device", "threads", "data_dir", "results_dir", "run_name", "checkpoint_every", "log_every", "video"}
+MACHINE = {
+    *("device", "threads", "data_dir", "results_dir", "run_name", "checkpoint_every", "log_every", "video"),
+    *("extended_from", "keep_state", "track", "select"),
+}
 FIGURES = {
     *("env_id", "reward", "seeds", "env_steps", "evaluations_averaged", "curiosity_parameters", "eval_returns"),
     *("eval_return_mean", "eval_return_interval", "eval_return_iqm", "eval_return_iqm_interval"),

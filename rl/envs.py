@@ -160,8 +160,17 @@ class Environments:
             if self.exact:
                 _restore(env, state)
             else:
-                fresh, _ = env.reset(seed=stream_seed(self.seeds[k], f"environment, resumed at {step}"))
-                self.observation[k] = _float32(fresh)
+                self._begin_episode(k, step)
+
+    def begin_episodes(self, step: int) -> None:
+        """Starts a fresh episode of each agent that goes on, which depends on seed and step."""
+        for k, env in enumerate(self.vector.envs):
+            if not isinstance(env, Silent):
+                self._begin_episode(k, step)
+
+    def _begin_episode(self, agent: int, step: int) -> None:
+        seed = stream_seed(self.seeds[agent], f"environment, resumed at {step}")
+        self.observation[agent] = _float32(self.vector.envs[agent].reset(seed=seed)[0])
 
     def close(self) -> None:
         """Frees the simulations."""

@@ -24,7 +24,7 @@ from common.experiment import say
 from rl.envs import make
 from rl.evaluate import Evaluator, record_video
 from rl.networks import Actor
-from rl.policy import ENDINGS, Agent, Policy, action_space, loaded
+from rl.policy import ENDINGS, Agent, Policy, Weights, action_space, loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Play:
     """Run folder of rl/train_sac_icm.py, such as results/rl/none."""
     agent: Agent = "best"
     """The agent of this seed, or the one with the best final return."""
+    weights: Weights = "last"
+    """The agent's weights at the end of the training, or at its best evaluation (of a run with --select best)."""
     episodes: Annotated[int, Interval(ge=0, le=10_000)] = 10
     """Episodes to play; 0 plays none."""
     video: Path | None = None
@@ -52,7 +54,7 @@ def main(options: Play) -> None:
         raise UsageError(f"--export {options.export}: the name must end in {', '.join(ENDINGS)}")
     if options.video is not None and options.video.suffix != ".gif":
         raise UsageError(f"--video {options.video}: the name must end in .gif")
-    settings, actor, seed = loaded(options.run, options.agent)
+    settings, actor, seed = loaded(options.run, options.agent, options.weights)
     env_id = options.env_id or settings.env_id
     arguments = settings.task_arguments if env_id == settings.env_id else {}
     require_same_spaces(env_id, arguments, actor)

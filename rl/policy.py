@@ -22,6 +22,7 @@ from rl.networks import Actor
 from rl.settings import Settings
 
 Agent = int | Literal["best"]
+Weights = Literal["last", "best"]
 ENDINGS = (".pt", ".pt2", ".onnx")
 OPSET = 18  # of ONNX; every runtime of the last years reads it
 
@@ -100,18 +101,20 @@ class Policy(nn.Module):
             raise UsageError(f"--export {path}: the name must end in {', '.join(ENDINGS)}")
 
 
-def load(run: Path | str, agent: Agent = "best") -> Policy:
+def load(run: Path | str, agent: Agent = "best", weights: Weights = "last") -> Policy:
     """Returns a trained agent of a run's folder: the one with the best final return, or the one of a seed.
+
+    `weights` are the agent's last ones, or those of its best evaluation, which `--select best` keeps.
 
     Raises:
         RunError: no finished run of this task, or a damaged one.
-        UsageError: the run has no agent with that seed.
+        UsageError: the run has no agent with that seed, or has not kept the best weights.
     """
-    settings, actor, _ = loaded(Path(run), agent)
+    settings, actor, _ = loaded(Path(run), agent, weights)
     return Policy.of(actor, 0, action_space(settings.env_id, settings.task_arguments))
 
 
-def loaded(run: Path, agent: Agent) -> tuple[Settings, Actor, int]:
+def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[Settings, Actor, int]:
     """Returns a run's settings, the actor of one agent alone, and its seed; for errors see `load`."""
     metrics = finished_metrics(run, "eval_returns", "rl/train_sac_icm.py")
     settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
@@ -120,10 +123,11 @@ def loaded(run: Path, agent: Agent) -> tuple[Settings, Actor, int]:
     if seed not in returns:
         seeds = ", ".join(map(str, returns))
         raise UsageError(f"--agent {agent}: {run} has the trained agents of seeds {seeds}; choose one of them, or best")
-    path = run / "checkpoints" / "agents.safetensors"
-    weights = load_weights(path)
+    path = run / "checkpoints" / ("best.safetensors" if weights == "best" else "agents.safetensors")
+    if weights == "best" and settings.select != "best":
+        raise UsageError(f"--weights best: {run} has kept the last weights alone; train with --select best")
     prefix = "actor.network."
-    stack = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    stack = {name.removeprefix(prefix): t for name, t in load_weights(path).items() if name.startswith(prefix)}
     try:
         obs_dim, action_dim = stack["weights.0"].shape[1], stack[f"weights.{len(settings.hidden)}"].shape[2] // 2
         generators = [torch.Generator()]

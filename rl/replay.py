@@ -41,13 +41,19 @@ class Replay:
         # Not filled: the system provides the memory only as rows are written.
         self.rows = torch.empty(agents, capacity, sum(self.widths), device=device)
         self.steps = 0  # transitions ever added to each agent's ring
+        self.begun = 0  # of them those that came before an empty ring, in a run that extends one without its replay
         self._age = torch.zeros(agents, device=device)
         self._first_row = torch.arange(agents, device=device)[:, None] * capacity
 
     @property
     def size(self) -> int:
         """Transitions that each agent has."""
-        return min(self.steps, self.capacity)
+        return min(self.added, self.capacity)
+
+    @property
+    def added(self) -> int:
+        """Transitions that this run added to each agent's ring, or was given with it."""
+        return self.steps - self.begun
 
     def add(
         self,
@@ -69,7 +75,7 @@ class Replay:
         """
         columns = (observation, next_observation, action, reward[:, None], terminated[:, None], self._age[:, None])
         row = [column.to(self.rows.device) for column in columns]
-        torch.cat(row, dim=1, out=self.rows[:, self.steps % self.capacity])
+        torch.cat(row, dim=1, out=self.rows[:, self.added % self.capacity])
         self._age = torch.where(ended.to(self.rows.device), 0.0, self._age + 1)
         self.steps += 1
 
@@ -84,7 +90,7 @@ class Replay:
         observation, next_observation, action, reward, terminated, age = rows.split(self.widths, dim=-1)
         window = observation[:, :, None]
         if stack > 1:
-            oldest = self.steps % self.capacity if self.steps > self.capacity else 0
+            oldest = self.added % self.capacity if self.added > self.capacity else 0
             held = torch.minimum(age[..., 0].long(), (indices - oldest) % self.capacity)
             back = torch.arange(stack - 1, 0, -1, device=indices.device)
             earlier = (indices[..., None] - torch.minimum(back, held[..., None])) % self.capacity
@@ -92,14 +98,18 @@ class Replay:
             window = torch.cat([past.view(agents, batch, stack - 1, -1), window], dim=2)
         return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation)
 
+    def begin_after(self, steps: int) -> None:
+        """Goes on, empty, after so many steps."""
+        self.steps = self.begun = steps
+
     def begin_episodes(self) -> None:
         """The next transition of each agent is the first of an episode: no window reaches back beyond it."""
         self._age.zero_()
 
     def newest(self, count: int) -> Tensor:
         """Returns the positions of each agent's newest `count` transitions, or of all it has, `(agents, ≤ count)`."""
-        first = self.steps - min(count, self.size)
-        positions = torch.arange(first, self.steps, device=self.rows.device) % self.capacity
+        first = self.added - min(count, self.size)
+        positions = torch.arange(first, self.added, device=self.rows.device) % self.capacity
         return positions.expand(len(self.rows), -1)
 
     # -- on disk -------------------------------------------------------------------------------------------------------
@@ -109,8 +119,8 @@ class Replay:
 
         Earlier ones are in the files of earlier calls: the cost of a checkpoint does not grow with the buffer.
         """
-        since = max(since, self.steps - self.capacity)
-        positions = torch.arange(since, self.steps, device=self.rows.device) % self.capacity
+        since = max(since, self.begun, self.steps - self.capacity)
+        positions = torch.arange(since - self.begun, self.added, device=self.rows.device) % self.capacity
         segment = {"rows": self.rows[:, positions], "age": self._age, "since": torch.tensor(since)}
         folder.mkdir(exist_ok=True)
         save_state(folder / f"{self.steps:012d}.pt", segment)
@@ -124,25 +134,26 @@ class Replay:
             if int(file.stem) <= needed_at - self.capacity:
                 file.unlink()
 
-    def load_segments(self, folder: Path, steps: int) -> None:
-        """Reads the files in `folder` and fills the ring as it was after `steps` transitions.
+    def load_segments(self, folder: Path, steps: int, begun: int = 0) -> None:
+        """Reads the files in `folder` and fills the ring, first written to after step `begun`, as it was after `steps`.
 
         Raises:
             DamagedError: a file is missing or damaged.
         """
-        expected = max(0, steps - self.capacity)
+        expected = max(begun, steps - self.capacity)
         for file in (file for file in _segments(folder) if int(file.stem) <= steps):
             segment, stop = load_state(file), int(file.stem)
             if not segment.keys() >= {"rows", "age", "since"} or int(segment["since"]) > expected:
                 break
-            positions = torch.arange(int(segment["since"]), stop, device=self.rows.device) % self.capacity
+            positions = torch.arange(int(segment["since"]) - begun, stop - begun, device=self.rows.device)
+            positions %= self.capacity
             if segment["rows"].shape != (len(self.rows), len(positions), self.rows.shape[-1]):
                 break
             self.rows[:, positions] = segment["rows"].to(self.rows)
             self._age, expected = segment["age"].to(self._age), stop
         if expected != steps:
             raise DamagedError(f"{folder}: the transitions of steps {expected} to {steps} are missing or damaged")
-        self.steps = steps
+        self.steps, self.begun = steps, begun
 
 
 def _segments(folder: Path) -> list[Path]:

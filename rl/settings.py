@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator
 
 from common.cli import RunSettings
 from common.errors import UsageError
+from common.extending import Extension
 from common.plain_yaml import yaml_values
 
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
@@ -38,6 +40,25 @@ class Settings(RunSettings):
         "log_every": 200,
         "checkpoint_every": 400,
     }
+    once_finished: ClassVar[Mapping[str, str]] = {"video": "python rl/play.py {run} --video FILE.gif films it"}
+    extension: ClassVar[Extension | None] = Extension(
+        length="env_steps",
+        stage="agents",
+        may_change=(
+            *("eval_every", "eval_episodes", "log_every", "checkpoint_every", "select", "video"),
+            *("learning_rate", "critic_learning_rate", "icm_learning_rate", "policy_delay", "updates_per_step"),
+            *("batch_size", "discount", "target_rate", "target_entropy"),
+            *("intrinsic_weight", "extrinsic_weight", "bonus", "bonus_decay", "forward_share", "deviation_horizon"),
+        ),
+        missing=(
+            "the replay starts empty, and learning goes on after --random-steps steps of the policy; "
+            "the optimisers' moments start at zero"
+        ),
+        history="train",
+        state=("replay",),
+        beside=("best.safetensors",),
+        forget=("failed", "best"),
+    )
 
     dataset: Literal["auto"] = "auto"
     """Has no effect here: the data come from the environment."""
@@ -54,7 +75,8 @@ class Settings(RunSettings):
     num_seeds: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Independent agents in this process; their seeds are --seed, --seed + 1, …"""
     env_steps: Count = 100_000
-    """Environment steps of each agent; after --random-steps, each step has --updates-per-step updates."""
+    """Environment steps of each agent; after --random-steps, each step has --updates-per-step updates. With
+    --extend RUN the new total."""
 
     # 2. Curiosity
     icm: Curiosity = "none"
@@ -119,6 +141,9 @@ class Settings(RunSettings):
     """Environment steps between rows of losses and training returns in history.csv; a row averages over them."""
     checkpoint_every: Count = 10_000
     """Environment steps between checkpoints."""
+    select: Literal["last", "best"] = "last"
+    """best: keep each agent's policy with the best evaluation beside the last one, in checkpoints/best.safetensors. The
+    reported returns are those of the last evaluations all the same: a maximum over the training is optimistic."""
     video: bool = False
     """Record a GIF of an episode of the best final policy; skipped, with a message, where nothing can be rendered."""
 

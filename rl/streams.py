@@ -27,7 +27,11 @@ class RandomStreams:
 
     def __init__(self, seeds: Sequence[int], batch_size: int, action_dim: int, device: torch.device) -> None:
         self.batch_size, self.action_dim, self.device = batch_size, action_dim, device
-        self.generators = [random_stream(seed, "sac steps") for seed in seeds]
+        self.seeds, self.generators = seeds, [random_stream(seed, "sac steps") for seed in seeds]
+
+    def begin_after(self, steps: int) -> None:
+        """Draws other numbers than those of the first `steps` steps, whose streams are not known any more."""
+        self.generators = [random_stream(seed, f"sac steps after {steps}") for seed in self.seeds]
 
     def noise(self) -> tuple[Tensor, Noise]:
         """Returns standard normal numbers: `(agents, action)` to act with, and those of the update."""

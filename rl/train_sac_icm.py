@@ -24,7 +24,7 @@ from common.device import random_stream, set_up
 from common.errors import RunError
 from common.experiment import Run, say
 from rl import figures
-from rl.checkpoint import Checkpoint, forget_replay, path_in
+from rl.checkpoint import Checkpoint, forget_replay, path_in, require_room
 from rl.coverage import Coverage
 from rl.envs import Environments
 from rl.evaluate import Evaluator, record_video
@@ -33,6 +33,7 @@ from rl.fast import captured
 from rl.meter import Meter
 from rl.replay import Replay
 from rl.sac import SAC
+from rl.selection import Best
 from rl.settings import Settings
 from rl.streams import RandomStreams
 
@@ -48,6 +49,7 @@ NAMES = {
 def main(settings: Settings) -> None:
     """Runs the experiment, or the rest of a resumed one, and prints the run folder."""
     settings.check()
+    require_room(settings)
     device = set_up(settings.device, settings.threads, huge_pages=True)
     environments = Environments(settings.env_id, settings.reward, settings.seeds, settings.task_arguments)
     obs_dim, action_dim = environments.obs_dim, environments.action_dim
@@ -62,7 +64,8 @@ def main(settings: Settings) -> None:
 
     say(f"1/3 training: seeds {settings.seed} to {settings.seeds[-1]} on {settings.env_id}, run folder {run.path}")
     weights = run.remembered_weights("agents", lambda: train(run, settings, sac, environments, replay))
-    forget_replay(run)
+    if not settings.keep_state:
+        forget_replay(run)
     try:
         sac.load_state_dict(weights)
     except RuntimeError:
@@ -100,8 +103,9 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
     meter = Meter(settings.num_seeds, run.device)
     coverage = Coverage(settings.num_seeds, environments.obs_dim)
     failures = Failures(settings.seeds, sac, environments, path_in(run))
+    best = Best(settings.seeds, sac.actor)
     update, update_critics = captured(sac.update, run.device), captured(sac.update_critics, run.device)
-    checkpoint = Checkpoint(run, sac, environments, replay, streams, meter, coverage, failures)
+    checkpoint = Checkpoint(run, sac, environments, replay, streams, meter, coverage, failures, best)
     checkpoint.load()
     run.rewind("train", replay.steps)
     run.rewind("eval", replay.steps)
@@ -130,7 +134,7 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
 
             # Sample a batch, update: critics and curiosity, target critics, actor, temperature
             sac.weigh_bonus(step)
-            updates = settings.updates_of(step)
+            updates = settings.updates_of(step) if replay.added > settings.random_steps else range(0)
             for number in updates:
                 if number > updates.start:
                     _, noise = streams.noise()
@@ -156,14 +160,17 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
                     failures.check_weights(step)
                     returns = evaluator.returns(sac.actor, failures.living).mean(1).tolist()
                     failures.check_values(step, {"the evaluated return": returns}, TASK)
+                    best.update(step, returns)
                     iqm = stats.interquartile_mean([returns[k] for k in failures.living])
                     summary = {"return_iqm": iqm.estimate, "return_iqm/low": iqm.low, "return_iqm/high": iqm.high}
                     run.log("eval", step, by_seed({"return": returns}, settings.seeds, failures.living) | summary)
-            if step % settings.checkpoint_every == 0 and not last:
+            if (last and settings.keep_state) or (step % settings.checkpoint_every == 0 and not last):
                 with meter.paused():
                     checkpoint.save()
     failures.check_weights(settings.env_steps)
     run.remembered("failed", failures.record)
+    if settings.select == "best":
+        best.write(run)
     return sac.state_dict()
 
 
@@ -199,6 +206,7 @@ def final_metrics(run: Run, settings: Settings, sac: SAC) -> dict[str, Any]:
         "reward": settings.reward,
         "seeds": seeds,
         "failed": failed,
+        **({"best": run.remembered("best", list)} if settings.select == "best" else {}),
         "env_steps": settings.env_steps,
         "eval_returns": returns,
         "eval_return_mean": mean.estimate,

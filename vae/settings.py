@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from common import data
 from common.cli import RunSettings
 from common.errors import UsageError
+from common.extending import Extension
 from vae.models import ARCHITECTURE_TITLES, VAE, Architecture
 from vae.objective import Likelihood, Objective
 from vae.priors import PRIORS, Prior, PriorName, gaussian, prior_label, vamp, vamp_label
@@ -54,6 +55,16 @@ class Settings(RunSettings):
         "nll_samples": 20,
         "generated": 400,
     }
+    extension: ClassVar[Extension | None] = Extension(
+        length="epochs",
+        stage="vae",
+        may_change=(
+            *("learning_rate", "warmup", "beta", "kl_warmup_epochs", "capacity"),
+            *("objective", "importance_samples", "elbo_epochs"),
+            *("nll_samples", "generated", "sample_prior", "sample_mean", "sample_std"),
+        ),
+        missing="the optimiser's moments start at zero, and the order of the batches anew",
+    )
 
     dataset: ImageSet = "auto"
     """Dataset; auto takes MNIST if it is available, else scikit-learn's digits, with a warning. What is none of the
@@ -111,7 +122,7 @@ class Settings(RunSettings):
 
     # 3. Training
     epochs: Count = 20
-    """Passes over the training split."""
+    """Passes over the training split. With --extend RUN the new total."""
     batch_size: Count = 128
     """Images a step."""
     learning_rate: Annotated[float, Gt(0)] = 2e-3

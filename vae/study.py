@@ -112,6 +112,7 @@ def train(
 ) -> dict[tuple[str, int], Path]:
     """Returns the finished run folders by model and seed; the first seed of all models is trained first."""
     where = {"data_dir": str(settings.data_dir)} if settings.data_dir is not None else {}
+    where |= {"track": settings.track} if settings.track is not None else {}
     jobs = {
         (name, seed): Job(run_name(arm, seed), {**settings.job_settings(arm, seed), "threads": threads}, where)
         for seed in seeds

@@ -207,6 +207,8 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
         return scalars | {"active_units": bounds.active_units(means, prior)}
 
     def trained() -> dict[str, Tensor]:
+        if (trained_before := run.start_weights("vae")) is not None:
+            model.load_state_dict(trained_before)
         if settings.mapped_rates:
             scale_steps(model, settings.prior_on(run.device))
         generator = random_stream(settings.seed, "vae batches", run.device)

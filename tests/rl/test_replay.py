@@ -142,3 +142,24 @@ def test_segments_after_the_checkpoint_are_ignored(tmp_path: Path) -> None:
     fresh.load_segments(tmp_path, 4)
     assert fresh.steps == 4
     assert contents(fresh)[0, :, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_ring_that_begins_empty_after_some_steps(tmp_path: Path) -> None:
+    """It gives what a new ring with the same transitions gives, also when it is full, and from its files."""
+    late, new = (Replay(2, 5, 3, 1, torch.device("cpu")) for _ in range(2))
+    late.begin_after(7)
+    for step in range(1, 9):
+        row = (torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 1), torch.randn(2), torch.zeros(2))
+        for ring in (late, new):
+            ring.add(*row, ended=torch.tensor([step == 4, step == 6]))
+        if step in (3, 8):
+            late.save_segment(tmp_path, {3: 7, 8: 10}[step])
+        assert (late.steps, late.size) == (new.steps + 7, new.size)
+        indices = torch.arange(new.size).expand(2, -1)
+        for ours, expected in zip(late.sample(indices, 3), new.sample(indices, 3), strict=True):
+            assert torch.equal(ours, expected)
+        assert torch.equal(late.newest(3), new.newest(3))
+    loaded = Replay(2, 5, 3, 1, torch.device("cpu"))
+    loaded.load_segments(tmp_path, 15, begun=7)
+    assert torch.equal(loaded.rows, late.rows)
+    assert (loaded.steps, loaded.begun) == (15, 7)

@@ -328,7 +328,7 @@ def test_not_a_checkpoint_of_these_agents(smoke: Path, tmp_path: Path, refused: 
     save_weights(tmp_path / "run" / "checkpoints" / "agents.safetensors", {"x": torch.zeros(1)})
     status, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
     assert status == 1
-    assert "agents.safetensors: not the weights of these agents" in line
+    assert "agents.safetensors: not what this run wrote there" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Shares a pruned network: `python pruning/share.py results/pruning/RUN FOLDER` writes weights and a model card.
+
+`pruning/evaluate.py FOLDER` and `pruning.load(FOLDER)` take the folder like the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common import cli, sharing
+from common.files import finished_metrics
+from common.sharing import Card, Figure, Share
+from pruning.settings import Settings
+from pruning.trained import load
+
+LOAD = """
+import torch
+from pruning import load
+
+network = load("{folder}")
+images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+classes = [network.classes[label] for label in network(images).argmax(1)]
+"""
+ON_HUB = {"cifar10": "uoft-cs/cifar10"}
+
+
+def main(options: Share) -> None:
+    """Writes the folder and prints it."""
+    load(options.run)  # which refuses what is damaged
+    metrics = finished_metrics(options.run, "finetuned_accuracy", "pruning/run.py")
+    settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
+    sharing.share(options, settings, metrics, card(settings, metrics))
+    print(options.folder)
+
+
+def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
+    """Returns what the model card says of the network."""
+    name = str(metrics["dataset"]["name"])
+    return Card(
+        what=(
+            f"VGG11 with batch norm, trained on {name}, pruned ({settings.allocation}, {settings.schedule}) to "
+            f"{metrics['conv_weights_kept']:.2%} of its convolution weights, and fine-tuned."
+        ),
+        task=("image-classification", "Image classification"),
+        data=(ON_HUB.get(name, name), name),
+        on_hub=name in ON_HUB,
+        figures=[
+            Figure("accuracy", "test accuracy", float(metrics["finetuned_accuracy"])),
+            Figure("dense_accuracy", "test accuracy before pruning", float(metrics["dense_accuracy"])),
+            Figure("compression_ratio", "compression (parameters / nonzero)", float(metrics["compression_ratio"])),
+            Figure("theoretical_speedup", "multiply-adds saved, ratio", float(metrics["theoretical_speedup"])),
+        ],
+        tags=["pruning", "sparsity", "vgg", name],
+        load=LOAD,
+        limits=[
+            "The pruned weights are stored as zeros: the file is as large as that of a dense network, and torch is not "
+            "faster on it. `network.*.sparse` in the run's folder are small.",
+            f"32×32 RGB images of {len(metrics['classes'])} classes; `load` normalises them as `metrics.json` says.",
+            "One seed.",
+        ],
+        script="pruning/run.py",
+        weights=["finetuned.safetensors", "masks.safetensors"],
+        pictures=["outcome", "layers"],
+    )
+
+
+if __name__ == "__main__":
+    cli.command(main, Share)

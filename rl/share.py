@@ -1,0 +1,78 @@
+"""Shares trained agents: `python rl/share.py results/rl/RUN FOLDER` writes weights, settings and a model card.
+
+`rl/play.py FOLDER` and `rl.load(FOLDER)` take the folder like the run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from common import cli, sharing
+from common.files import finished_metrics
+from common.sharing import Card, Figure, Share
+from rl.policy import final_returns
+from rl.settings import Settings
+from rl.train_sac_icm import model_title
+
+LOAD = """
+import gymnasium as gym
+from rl import load
+
+policy = load("{folder}")  # the agent with the best final return; or agent=SEED
+env = gym.make("ENV")
+observation, _ = env.reset(seed=0)
+action = policy.act(observation)
+"""
+
+
+def main(options: Share) -> None:
+    """Writes the folder and prints it."""
+    metrics = finished_metrics(options.run, "eval_returns", "rl/train_sac_icm.py")
+    settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
+    final_returns(options.run, metrics, settings)  # which refuses damaged metrics
+    sharing.share(options, settings, metrics, card(settings, metrics))
+    print(options.folder)
+
+
+def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
+    """Returns what the model card says of the agents."""
+    returns, env_id = metrics["eval_returns"], settings.env_id
+    spread = statistics.stdev(returns) if len(returns) > 1 else 0.0
+    last = metrics["evaluations_averaged"]
+    limits = [
+        f"{len(returns)} seed{'s' * (len(returns) > 1)}, {settings.env_steps:,} steps each: "
+        "another seed may give a very different return.",
+        f"The return is that of the policy without its noise, the mean over the last 10 % of the evaluations during "
+        f"training ({last}, episodes each: {settings.eval_episodes}). Behind +/- stands the deviation over the seeds.",
+        "Trained in simulation, on one task; nothing is known of it elsewhere.",
+    ]
+    if metrics.get("failed"):
+        limits.append(f"The means leave out the agents that failed in training: {len(metrics['failed'])}.")
+    if settings.select == "best":
+        limits.append(
+            '`checkpoints/best.safetensors` (`load(…, weights="best")`) was chosen on the evaluations themselves: its '
+            "return there is optimistic, and not the one given above."
+        )
+    return Card(
+        what=f"{model_title(settings)}, trained on {env_id} ({settings.reward} reward).",
+        task=("reinforcement-learning", "Reinforcement learning"),
+        data=(env_id, env_id),
+        on_hub=False,
+        figures=[  # in the words that the hub's leaderboards read
+            Figure("mean_reward", "mean return", f"{metrics['eval_return_mean']:.2f} +/- {spread:.2f}"),
+            Figure("iqm_reward", "interquartile mean of the return", float(metrics["eval_return_iqm"])),
+        ],
+        tags=[env_id, "reinforcement-learning", "deep-reinforcement-learning", "soft-actor-critic"]
+        + (["curiosity"] if settings.icm != "none" else []),
+        load=LOAD.replace("ENV", env_id),
+        limits=limits,
+        script="rl/train_sac_icm.py",
+        weights=["agents.safetensors", "best.safetensors"],
+        pictures=["learning_curve"],
+    )
+
+
+if __name__ == "__main__":
+    cli.command(main, Share)

@@ -1,0 +1,40 @@
+"""A shared network is loaded like that of the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import cli
+from common.cli import to_yaml
+from common.files import save_weights
+from common.sharing import Share
+from pruning import load
+from pruning.settings import Settings
+from pruning.share import main
+from pruning.vgg import VGG11
+from tests.common.test_sharing import header_of, require_what_the_hub_documents
+from tests.pruning.small import use_narrow_network
+
+METRICS = {
+    **{"finetuned_accuracy": 0.5, "dense_accuracy": 0.75, "conv_weights_kept": 0.25, "compression_ratio": 4.0},
+    **{"theoretical_speedup": 2.0, "classes": ["a", "b"], "normalisation": {"mean": [0.5] * 3, "std": [0.25] * 3}},
+    **{"torch": "2.14", "device": "cpu", "seconds": 9.0, "git_commit": "abc"},
+    "dataset": {"name": "cifar10", "source": "here", "images": 3, "train": 1, "validation": 1, "test": 1},
+}
+
+
+def test_a_shared_folder_is_loaded_like_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_network(monkeypatch)
+    run, folder = tmp_path / "run", tmp_path / "vgg"
+    save_weights(run / "checkpoints" / "finetuned.safetensors", VGG11(2).state_dict())
+    (run / "config.yaml").write_text(to_yaml(Settings()))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    cli.command(main, Share, [str(run), str(folder)])
+    header = header_of(folder / "README.md")
+    require_what_the_hub_documents(header)
+    assert header["datasets"] == ["uoft-cs/cifar10"]
+    assert "to 25.00% of its convolution weights" in (folder / "README.md").read_text()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(load(folder)(images), load(run)(images))

@@ -1,0 +1,52 @@
+"""Shared agents are loaded like those of the run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import cli
+from common.cli import to_yaml
+from common.files import save_weights
+from common.sharing import Share
+from rl import load
+from rl.sac import SAC
+from rl.selection import PREFIX
+from rl.settings import Settings
+from rl.share import main
+from tests.common.test_sharing import header_of, require_what_the_hub_documents
+
+METRICS = {
+    **{"seeds": [0, 1], "eval_returns": [3.0, 5.0], "eval_return_mean": 4.0, "eval_return_iqm": 4.0, "failed": []},
+    **{"evaluations_averaged": 2, "torch": "2.14", "device": "cpu", "seconds": 9.0, "git_commit": "abc"},
+    "dataset": {"name": "Hopper-v4", "source": "gymnasium 1.4", "images": 0},
+}
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_shared_folder_is_loaded_like_the_run(
+    select: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = tmp_path / "run", tmp_path / "hopper"
+    settings = Settings(hidden=(4,), num_seeds=2, select=select)  # type: ignore[arg-type]
+    sac = SAC(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
+    save_weights(run / "checkpoints" / "agents.safetensors", sac.state_dict())
+    best = {PREFIX + name: tensor + 1 for name, tensor in sac.actor.state_dict().items()}
+    if select == "best":
+        save_weights(run / "checkpoints" / "best.safetensors", best)
+    (run / "config.yaml").write_text(to_yaml(settings))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    cli.command(main, Share, [str(run), str(folder)])
+    assert capsys.readouterr().out == f"{folder}\n"
+    header = header_of(folder / "README.md")
+    require_what_the_hub_documents(header)
+    assert header["pipeline_tag"] == "reinforcement-learning"
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == "4.00 +/- 1.41"
+    assert ("optimistic" in (folder / "README.md").read_text()) == (select == "best")
+    observation = np.linspace(-1, 1, 11)
+    last = load(folder).act(observation)
+    np.testing.assert_array_equal(last, load(run).act(observation))
+    if select == "best":
+        assert not np.allclose(load(folder, weights="best").act(observation), last)
