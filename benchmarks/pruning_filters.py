@@ -22,12 +22,10 @@ from typing import Any
 import torch
 import torch_pruning
 import tyro
-from torch import nn
 
 from common import data
 from common.device import set_up
 from common.experiment import Run
-from common.fast.convolution import MatrixConv2d
 from pruning import account, measures
 from pruning.allocation import uniform
 from pruning.calibration import batches, recalibrated
@@ -36,9 +34,9 @@ from pruning.given import read_network
 from pruning.masks import magnitude_masks
 from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
-from pruning.smaller import network_of, smaller_network
+from pruning.smaller import network_of, smaller_network, with_torch_convolutions
 from pruning.train import fine_tune, train_dense
-from pruning.vgg import VGG11, prunable_layers, prunable_weights, widths_of
+from pruning.vgg import VGG11, prunable_weights, widths_of
 
 NORMS = {"l2": 2, "l1": 1}
 
@@ -103,17 +101,6 @@ def theirs(dense: VGG11, sparsity: float, importance: Importance) -> VGG11:
     )
     pruner.step()
     return network.to(memory_format=torch.channels_last).eval()
-
-
-def with_torch_convolutions(network: VGG11) -> VGG11:
-    """Returns a copy in which every convolution is torch's own class, whose gradients Torch-Pruning traces."""
-    result = copy.deepcopy(network)
-    for name, conv in prunable_layers(result).items():
-        if isinstance(conv, MatrixConv2d):
-            plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1).to(conv.weight.device)
-            plain.load_state_dict(conv.state_dict())
-            result.features[int(name.removeprefix("features."))] = plain
-    return result
 
 
 def compare(options: Options, seed: int, dataset: data.Dataset, device: torch.device) -> dict[str, Any]:

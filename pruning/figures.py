@@ -24,8 +24,8 @@ from pruning.sensitivity import Sensitivity
 History = Mapping[str, list[float]]
 TIMED = {  # the networks of `latency` in metrics.json
     "dense": "dense",
-    "pruned": "pruned,\ndense kernels",
-    "pruned_csr": "pruned,\nsparse kernels",
+    "pruned": "pruned,\ndense\nkernels",
+    "pruned_csr": "pruned,\nsparse\nkernels",
     "smaller": "smaller\nnetwork",
 }
 Rule = tuple[str, str]  # allocation and schedule; the schedule names regrowth and distillation if they are used

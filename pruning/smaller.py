@@ -105,7 +105,8 @@ def export_onnx(path: Path, network: TrainedNetwork, images: Tensor) -> dict[str
     """
     import onnxruntime
 
-    plain = with_torch_convolutions(network).cpu()
+    plain = copy.deepcopy(network).cpu()  # the run goes on with its own, on its device
+    plain.network = with_torch_convolutions(plain.network)
     pixels = images.cpu().float() / 255
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / path.name
@@ -125,16 +126,16 @@ def export_onnx(path: Path, network: TrainedNetwork, images: Tensor) -> dict[str
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": pixels.numpy()})
     with torch.inference_mode():
-        difference = (network.cpu()(pixels) - torch.from_numpy(logits)).abs().max()
+        difference = (network(images).cpu() - torch.from_numpy(logits)).abs().max()
     return {"bytes": len(content), "largest_difference": float(difference)}
 
 
-def with_torch_convolutions(network: TrainedNetwork) -> TrainedNetwork:
-    """Returns a copy whose convolutions are all torch's own, which exporters know."""
+def with_torch_convolutions(network: VGG11) -> VGG11:
+    """Returns a copy whose convolutions are all torch's own class, which exporters and other libraries can trace."""
     result = copy.deepcopy(network)
-    for name, conv in prunable_layers(result.network).items():
+    for name, conv in prunable_layers(result).items():
         if isinstance(conv, MatrixConv2d):
             plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)
             plain.weight, plain.bias = conv.weight, conv.bias
-            result.network.features[int(name.removeprefix("features."))] = plain
+            result.features[int(name.removeprefix("features."))] = plain
     return result

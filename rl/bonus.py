@@ -1,9 +1,11 @@
 """The bonus: what SAC gets of the curiosity module's raw error, and how much of it.
 
-A single critic cannot let the intrinsic return go on after the end of an episode while the extrinsic one stops, as a
-second value head can (Burda et al. 2018, section 2.3). The centred bonus is what is possible with one critic: bonuses
-b − b̄ that end at a termination have, up to the constant b̄/(1 − γ), the values of bonuses b that go on with b̄ a step for
-ever. So it does not pay for staying alive as such.
+A plain bonus is never negative, so with one value for both rewards it pays for staying alive as such. Two ways out:
+
+- `--no-bonus-episodic`: a second value head, in which the intrinsic return goes on after a termination, with the first
+  state of the next episode, while the extrinsic one stops (Burda et al. 2018, section 2.3; `rl.sac.intrinsic_target`).
+- `--bonus centred`, for one critic: bonuses b − b̄ that end at a termination have, up to the constant b̄/(1 − γ), the
+  values of bonuses b that go on with b̄ a step for ever.
 """
 
 from __future__ import annotations

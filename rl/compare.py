@@ -12,11 +12,11 @@ import common.stopping  # noqa: F401 — a signal during the imports below ends 
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -28,7 +28,9 @@ from common.files import write_atomically
 from common.plotting import COLOURS, figure, png_bytes
 from common.report.folders import Folder, run_at
 from common.tables import Table, counted, difference
+from rl import measures, shares
 from rl.figures import band, seed_curves
+from rl.measures import NAMES, SHARES, Arm
 from rl.settings import Settings
 
 # Settings that compared runs share, those in which runs of one arm may differ, what a run's metrics.json must say.
@@ -54,17 +56,10 @@ class Comparison:
     """Folder for metrics.json, tables.md and figures/returns.png."""
     margin: str | None = None
     """Differences of this size count as none: a return, or with % a share of the earlier arm's mean. Name it before."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One finished run: its settings, what its metrics.json says, and its evaluations."""
-
-    name: str
-    settings: dict[str, Any]
-    metrics: dict[str, Any]
-    steps: list[float]
-    curves: list[list[float]]  # a list of returns for each seed
+    of: tuple[measures.Figure, ...] = ("return", "area")
+    """What to compare: final return, area under the curve, its logarithm, or a figure that metrics.json lists."""
+    share: tuple[measures.Share, ...] = ()
+    """Shares of seeds to compare too: those ever paid in training, those that reach the task's reward threshold."""
 
 
 def main(settings: Comparison) -> None:
@@ -81,9 +76,14 @@ def main(settings: Comparison) -> None:
     arms = pooled(arms)
     if not 2 <= len(arms) <= len(COLOURS):
         raise UsageError(f"{len(arms)} arms: from 2 to {len(COLOURS)} can be told apart in one figure")
-    table, differences = gains(arms, settings.margin)
-    text = "\n".join(table.markdown() for table in (tables(arms)[0], table))
-    record = {"arms": {arm.name: arm.metrics for arm in arms}, "differences": differences}
+    table, differences = gains(arms, settings.margin, settings.of)
+    shown = [tables(arms)[0], *measures.tables(arms, settings.of), table]
+    record: dict[str, Any] = {"arms": {arm.name: arm.metrics for arm in arms}, "differences": differences}
+    for share in settings.share:
+        seen = {arm.name: measures.successes(share, arm) for arm in arms}
+        drawn, record[share] = shares.tables(seen, SHARES[share])
+        shown += drawn
+    text = "\n".join(table.markdown() for table in shown)
     write_atomically(settings.output / "metrics.json", json.dumps(record, indent=1).encode())
     write_atomically(settings.output / "tables.md", text.encode())
     write_atomically(settings.output / "figures" / "returns.png", png_bytes(curves(arms)))
@@ -123,8 +123,10 @@ def pooled(arms: Sequence[Arm]) -> list[Arm]:
 def _in_one(members: Sequence[Arm]) -> Arm:
     first = members[0]
     metrics: dict[str, Any] = {name: first.metrics[name] for name in FIGURES if not name.startswith("eval_return_")}
-    for name in ("seeds", "eval_returns"):
-        metrics[name] = [value for member in members for value in member.metrics[name]]
+    for name in ("seeds", "eval_returns", "eval_distances", "eval_lengths", "coverage", "forward_r2", "steps_paid"):
+        if all(name in member.metrics for member in members):  # earlier runs lack some
+            metrics[name] = [value for member in members for value in member.metrics[name]]
+    metrics["solved_at"] = first.metrics.get("solved_at")
     mean, middle = stats.mean(metrics["eval_returns"]), stats.interquartile_mean(metrics["eval_returns"])
     metrics |= {"eval_return_mean": mean.estimate, "eval_return_interval": [mean.low, mean.high]}
     metrics |= {"eval_return_iqm": middle.estimate, "eval_return_iqm_interval": [middle.low, middle.high]}
@@ -165,11 +167,6 @@ def returns(arms: Sequence[Arm]) -> dict[str, dict[int, dict[str, float]]]:
     return {arm.name: comparison.arm_of(arm.metrics["seeds"], {"return": arm.metrics["eval_returns"]}) for arm in arms}
 
 
-def area(steps: Sequence[float], curve: Sequence[float]) -> float:
-    """Returns the area under a learning curve over its length: the mean return between its ends."""
-    return float(np.trapezoid(curve, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(curve[0])
-
-
 def require_margin(margin: str | None) -> None:
     """Raises UsageError for a margin that is no positive number, with or without %."""
     try:
@@ -180,23 +177,19 @@ def require_margin(margin: str | None) -> None:
         raise UsageError(f"--margin {margin}: a positive return, as 100, or a share of the mean, as 12%")
 
 
-def gains(arms: Sequence[Arm], margin: str | None = None) -> tuple[Table, dict[str, dict[str, Any]]]:
+def gains(
+    arms: Sequence[Arm], margin: str | None = None, chosen: Sequence[measures.Figure] = ("return", "area")
+) -> tuple[Table, dict[str, dict[str, Any]]]:
     """Returns the differences of every later arm from every earlier one, as a table and as a record of their numbers.
 
-    Of the final return and of the area under the learning curve: t interval, bootstrap interval, what the difference
-    allows to say, the smallest one that the study could have seen, and whether it is one within ±`margin`.
+    Of every figure `chosen`: t interval, bootstrap interval, what the difference allows to say, the smallest one that
+    the study could have seen, and whether it is one within ±`margin`; of a log area a margin of 12 % is log 1.12.
     """
-    figures = {
-        arm.name: comparison.arm_of(
-            arm.metrics["seeds"],
-            {"final return": arm.metrics["eval_returns"], "area": [area(arm.steps, curve) for curve in arm.curves]},
-        )
-        for arm in arms
-    }
+    figures = measures.figures_of(arms, chosen)
     rows: list[list[str]] = []
     record: dict[str, dict[str, Any]] = {}
     for name, (one, other) in comparison.every_pair([arm.name for arm in arms]).items():
-        for of in ("final return", "area"):
+        for of in map(NAMES.__getitem__, chosen):
             gain = comparison.gain(figures[one], figures[other], of)
             chance = comparison.improvement(figures[one], figures[other], of)
             reference = comparison.mean(figures[other], of)
@@ -209,19 +202,26 @@ def gains(arms: Sequence[Arm], margin: str | None = None) -> tuple[Table, dict[s
             }
             cells = [
                 *(name, of, "paired" if gain.paired else "Welch", difference(gain.t, None, None)),
-                *(gain.bootstrap.text(signed=True), said["says"], str(chance), f"{gain.t.smallest_seen:.0f}"),
+                *(gain.bootstrap.text(signed=True), said["says"], str(chance), size_of(gain.t.smallest_seen)),
             ]
             if margin is not None:
                 size = float(margin.removesuffix("%"))
-                size *= abs(reference.estimate) / 100 if margin.endswith("%") else 1
+                if margin.endswith("%"):
+                    logarithm = of == NAMES["log-area"]
+                    size = math.log1p(size / 100) if logarithm else size / 100 * abs(reference.estimate)
                 said |= {"margin": size, "equivalence": comparison.equivalence(gain.t, size)}
-                cells.append(f"{said['equivalence']} (±{size:.0f})")
+                cells.append(f"{said['equivalence']} (±{size_of(size)})")
             intervals = {"t": dataclasses.asdict(gain.t), "bootstrap": dataclasses.asdict(gain.bootstrap)}
             record.setdefault(name, {})[of] = intervals | said
             rows.append(cells)
     head = ["difference", "of", "statistics", "t interval", "bootstrap interval", "so", "probability of improvement"]
     head += ["could have seen (80 %)", *(["equivalent?"] if margin is not None else [])]
     return Table(head, rows), record
+
+
+def size_of(difference: float) -> str:
+    """Returns a size for a reader: whole from 10 on, as a return, else two digits."""
+    return f"{difference:.0f}" if difference >= 10 else f"{difference:.2g}"
 
 
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, assert_never
@@ -69,8 +70,7 @@ def make(
         case "dense":
             pass
         case "sparse":
-            model: Any = getattr(env.unwrapped, "model", None)
-            if not hasattr(model, "jnt_type") or model.jnt_type[0] not in MOVES or model.jnt_limited[0]:
+            if not walks(env):
                 raise UsageError(
                     f"--reward sparse with --env-id {env_id}: nothing there can walk forward, as Hopper can"
                 )
@@ -80,6 +80,23 @@ def make(
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
+
+
+def walks(env: gym.Env[Any, Any]) -> bool:
+    """Whether the task is one of MuJoCo whose root moves freely along x."""
+    model: Any = getattr(env.unwrapped, "model", None)
+    return hasattr(model, "jnt_type") and model.jnt_type[0] in MOVES and not model.jnt_limited[0]
+
+
+def forward_position(env: gym.Env[Any, Any]) -> float:
+    """Returns x of what walks in the task, in metres; NaN where nothing does."""
+    return float(env.unwrapped.data.qpos[0]) if walks(env) else math.nan  # type: ignore[attr-defined]
+
+
+def solved_at(env_id: str, reward: RewardKind) -> float | None:
+    """Returns the return from which on gymnasium calls the task solved; None where it names none, or pays other."""
+    spec = gym.registry.get(env_id.rpartition(":")[2])
+    return spec.reward_threshold if spec is not None and reward == "dense" else None
 
 
 KNOWN = (  # wrappers whose state `_state` holds, or that have none

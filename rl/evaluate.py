@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 
 from common.device import stream_seed
 from common.experiment import say
-from rl.envs import make
+from rl.envs import forward_position, make
 from rl.networks import Actor
 from rl.settings import RewardKind
+
+
+class Played(NamedTuple):
+    """The episodes of an evaluation, each `(agents, episodes)`; NaN of agents that did not play."""
+
+    returns: NDArray[np.float64]  # undiscounted
+    lengths: NDArray[np.float64]  # steps
+    distances: NDArray[np.float64]  # metres ahead of the start at the end; NaN where nothing can walk
 
 
 class Evaluator:
@@ -36,25 +44,34 @@ class Evaluator:
 
     def returns(self, actor: Actor, agents: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Returns the undiscounted return of each episode, `(agents, episodes)`; NaN of those not in `agents`."""
+        return self.play(actor, agents).returns
+
+    def play(self, actor: Actor, agents: Sequence[int] | None = None) -> Played:
+        """Returns what the episodes of the `agents` came to; without them all agents play."""
         device = next(actor.parameters()).device
-        returns = np.zeros((len(self.envs), self.episodes))
+        returns, lengths, distances = played = Played(*np.zeros((3, len(self.envs), self.episodes)))
         episode = [0] * len(self.envs)
         observations = np.stack([env.reset(seed=_start(0))[0] for env in self.envs]).astype(np.float32)
         playing = list(range(len(self.envs)) if agents is None else agents)
-        returns[[k for k in range(len(self.envs)) if k not in playing]] = np.nan
+        for figure in played:
+            figure[[k for k in range(len(self.envs)) if k not in playing]] = np.nan
+        start = [forward_position(env) for env in self.envs]
         while playing:
             actions = actor.deterministic(torch.from_numpy(observations).to(device)).cpu().numpy()
             for k in list(playing):
                 observation, reward, terminated, truncated, _ = self.envs[k].step(actions[k])
                 returns[k, episode[k]] += float(reward)
+                lengths[k, episode[k]] += 1
                 if terminated or truncated:
+                    distances[k, episode[k]] = forward_position(self.envs[k]) - start[k]
                     episode[k] += 1
                     if episode[k] == self.episodes:
                         playing.remove(k)
                         continue
                     observation, _ = self.envs[k].reset(seed=_start(episode[k]))
+                    start[k] = forward_position(self.envs[k])
                 observations[k] = observation
-        return returns
+        return played
 
 
 def _start(episode: int) -> int:

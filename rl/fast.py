@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import common.fast
-from rl.replay import Batch
+from rl.replay import Batch, Trajectories
 from rl.streams import Noise
 
 Layers = Sequence[tuple[Tensor, Tensor]]  # weight (agents, inputs, outputs) and bias (agents, 1, outputs) of each layer
-Update = Callable[[Batch, Noise], dict[str, Tensor]]
+Update = Callable[[Any, Noise], dict[str, Tensor]]  # of a Batch or of Trajectories
 
 
 def perceptron(x: Tensor, layers: Layers, hidden_dtype: torch.dtype) -> Tensor:
@@ -142,7 +142,7 @@ class CapturedUpdate:
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch | Trajectories, noise: Noise) -> dict[str, Tensor]:
         """Takes one step; the next call overwrites the tensors it returns."""
         self.calls += 1
         if self.calls <= self.WARM_UP:
@@ -156,7 +156,7 @@ class CapturedUpdate:
             self.inputs = tuple(tensor.clone() for tensor in (*batch, *noise))
             size = len(batch)
             with torch.cuda.graph(self.graph):
-                self.outputs = self.update(Batch(*self.inputs[:size]), Noise(*self.inputs[size:]))
+                self.outputs = self.update(type(batch)(*self.inputs[:size]), Noise(*self.inputs[size:]))
         for static, tensor in zip(self.inputs, (*batch, *noise), strict=True):
             static.copy_(tensor)
         self.graph.replay()

@@ -14,8 +14,11 @@ from common.stats import interquartile_mean, mean
 History = Mapping[str, list[float]]
 LABELS = {
     "return": "return of training episodes",
+    "episode_length": "length of training episodes",
+    "steps_paid": "steps paid so far",
     "critic_loss": "critic loss (both critics)",
     "value": "mean action value",
+    "bonus_value": "mean action value of the bonus",
     "actor_loss": "actor loss",
     "temperature": "temperature α",
     "entropy": "entropy of the policy [nats]",

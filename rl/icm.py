@@ -102,6 +102,13 @@ class IntrinsicCuriosity(nn.Module):
         return features[:, :, :stack].flatten(2), features[:, :, stack - 1], features[:, :, stack]
 
     @torch.no_grad()
+    def error(self, batch: Batch) -> Tensor:
+        """Returns the errors of `forward`, `(agents, batch)`, and learns nothing of the batch."""
+        window, _, next_encoding = self.encode(batch)
+        predicted: Tensor = self.forward_model(torch.cat([window, batch.action], dim=-1))
+        return 0.5 * (predicted - next_encoding).square().sum(-1)
+
+    @torch.no_grad()
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Returns what shows a collapse of φ, each `(agents,)`.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +29,9 @@ class Meter:
         self.counts: dict[str, int] = {}  # of those updates; a delayed policy has fewer
         self.running_return = np.zeros(agents)  # of the episodes that are not finished
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agents)]
+        self.running_length = np.zeros(agents)  # steps of the episodes that are not finished
+        self.recent_lengths: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agents)]
+        self.paid = np.zeros(agents)  # steps with a reward above 0, of the whole training
         self._seconds, self._since, self._timed = 0.0, time.perf_counter(), 0
         self._updated = False  # since the last step
         self._bar: tqdm[Any] | None = None
@@ -63,9 +67,12 @@ class Meter:
         if self._bar is not None:
             self._bar.update()
         self.running_return += reward.numpy()
+        self.running_length += 1
+        self.paid += reward.numpy() > 0
         for k in np.flatnonzero(ended.numpy()):
             self.recent[k].append(float(self.running_return[k]))
-            self.running_return[k] = 0
+            self.recent_lengths[k].append(float(self.running_length[k]))
+            self.running_return[k] = self.running_length[k] = 0
         if self._updated:
             self._timed += 1
         else:
@@ -83,11 +90,14 @@ class Meter:
     def row(self) -> tuple[dict[str, list[float]], float]:
         """Returns what was measured since the last row, and begins the next one; called while `paused`.
 
-        The first part is name → a value for each agent: the training return, then the averages over all updates. The
-        second is the rate, in steps of one agent a second.
+        The first part is name → a value for each agent: return and length of training episodes, the steps paid so far,
+        then the averages over all updates. The second is the rate, in steps of one agent a second.
         """
-        returns = [np.mean(r) if r else now for r, now in zip(self.recent, self.running_return, strict=True)]
-        values = {"return": [float(value) for value in returns]}
+        values = {
+            "return": _recent_means(self.recent, self.running_return),
+            "episode_length": _recent_means(self.recent_lengths, self.running_length),
+            "steps_paid": self.paid.tolist(),
+        }
         values |= {name: (total / self.counts[name]).tolist() for name, total in self.sums.items()}
         rate = len(self.recent) * self._timed / self._seconds
         if self._bar is not None:
@@ -104,6 +114,9 @@ class Meter:
         return {
             "running_return": self.running_return.tolist(),
             "recent": [list(episodes) for episodes in self.recent],
+            "running_length": self.running_length.tolist(),
+            "recent_lengths": [list(episodes) for episodes in self.recent_lengths],
+            "paid": self.paid.tolist(),
             "sums": self.sums,
             "summed": self.counts,
         }
@@ -112,6 +125,14 @@ class Meter:
         """Puts back what `state` returned."""
         self.running_return[:] = state["running_return"]
         self.recent = [deque(episodes, maxlen=RECENT) for episodes in state["recent"]]
+        if "paid" in state:  # an earlier version counted neither
+            self.running_length[:], self.paid[:] = state["running_length"], state["paid"]
+            self.recent_lengths = [deque(episodes, maxlen=RECENT) for episodes in state["recent_lengths"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         summed = state["summed"]  # in earlier checkpoints one number for all
         self.counts = dict.fromkeys(self.sums, summed) if isinstance(summed, int) else dict(summed)
+
+
+def _recent_means(recent: Sequence[deque[float]], running: NDArray[np.float64]) -> list[float]:
+    """Returns the mean over each agent's recent episodes, or what its first one has so far."""
+    return [float(np.mean(of) if of else now) for of, now in zip(recent, running, strict=True)]

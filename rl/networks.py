@@ -128,18 +128,26 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two independent action values for each agent (Fujimoto et al. 2018): networks 0…n−1 and n…2n−1 of one stack."""
+    """Two independent action values for each agent (Fujimoto et al. 2018): networks 0…n−1 and n…2n−1 of one stack.
+
+    Each network has a head for each of `heads` rewards; they share its hidden layers (Burda et al. 2018, section 2.3).
+    """
 
     def __init__(
-        self, obs_dim: int, action_dim: int, hidden: Sequence[int], generators: Sequence[torch.Generator]
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        heads: int = 1,
     ) -> None:
         super().__init__()
-        self.network = StackedMLP([obs_dim + action_dim, *hidden, 1], generators, copies=2)
+        self.network = StackedMLP([obs_dim + action_dim, *hidden, heads], generators, copies=2)
 
     def forward(
         self, observation: Tensor, action: Tensor, hidden_dtype: torch.dtype = torch.float32, frozen: bool = False
-    ) -> Tensor:
-        """Returns both values, `(2, agents, batch)`; with `frozen` the weights get no gradient."""
+    ) -> tuple[Tensor, ...]:
+        """Returns both values of each head, each `(2, agents, batch)`; with `frozen` the weights get no gradient."""
         x = torch.cat([observation, action], dim=-1)
         values: Tensor = self.network(torch.cat([x, x]), hidden_dtype=hidden_dtype, frozen=frozen)
-        return values.view(2, x.shape[0], x.shape[1])
+        return tuple(values.view(2, *x.shape[:2], -1).unbind(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,52 @@ class Batch(NamedTuple):
     reward: Tensor  # (agents, batch)
     terminated: Tensor  # (agents, batch), 1 where the episode ended for good; a time limit does not count
     next_observation: Tensor  # (agents, batch, obs), the last state of the episode where it ended
+    following: Tensor  # (agents, batch, obs), the state to bootstrap from: that one unless `sample` is told otherwise
 
     @property
     def observation(self) -> Tensor:
         """The state acted in, `(agents, batch, obs)`."""
         return self.window[:, :, -1]
+
+    @property
+    def first(self) -> Batch:
+        """The transitions sampled, as `Trajectories.first`."""
+        return self
+
+    def seeing(self, dimensions: int) -> Batch:
+        """Returns the batch with the first `dimensions` numbers of each observation alone."""
+        if dimensions == self.window.shape[-1]:
+            return self
+        window, next_observation, following = (
+            states[..., :dimensions] for states in (self.window, self.next_observation, self.following)
+        )
+        return self._replace(window=window, next_observation=next_observation, following=following)
+
+
+class Trajectories(NamedTuple):
+    """Sampled transitions, each with the n − 1 that follow it in its episode; the last of an episode is repeated."""
+
+    window: Tensor  # (agents, batch, n, stack, obs)
+    action: Tensor  # (agents, batch, n, action)
+    reward: Tensor  # (agents, batch, n)
+    terminated: Tensor  # (agents, batch, n)
+    next_observation: Tensor  # (agents, batch, n, obs)
+    steps: Tensor  # (agents, batch), how many of the n there are before the episode, or the buffer, ends
+
+    @property
+    def first(self) -> Batch:
+        """The transitions sampled."""
+        return self._batch([field[:, :, 0] for field in self[:-1]])
+
+    @property
+    def later(self) -> Batch:
+        """The n − 1 after each of them as one batch of batch·(n − 1), those of one trajectory side by side."""
+        return self._batch([field[:, :, 1:].flatten(1, 2) for field in self[:-1]])
+
+    @staticmethod
+    def _batch(fields: Sequence[Tensor]) -> Batch:
+        window, action, reward, terminated, next_observation = fields
+        return Batch(window, action, reward, terminated, next_observation, next_observation)
 
 
 class Replay:
@@ -79,11 +121,15 @@ class Replay:
         self._age = torch.where(ended.to(self.rows.device), 0.0, self._age + 1)
         self.steps += 1
 
-    def sample(self, indices: Tensor, stack: int = 1) -> Batch:
+    def sample(self, indices: Tensor, stack: int = 1, upcoming: Tensor | None = None) -> Batch:
         """Returns the transitions at `indices` `(agents, batch)`, positions from 0 to size − 1.
 
         A window never reaches into another episode, or past the oldest transition in the ring: where too few states
         are left, it repeats the first of them.
+
+        With `upcoming` `(agents, obs)`, the states to act on next, `following` is the first state of the agent's next
+        episode where a transition terminated its own. What the agent sees after a fall is a new start; from the fallen
+        state itself no transition ever begins, so that nothing would teach a value there.
         """
         flat, (agents, batch) = self.rows.view(-1, self.rows.shape[-1]), indices.shape
         rows = flat.index_select(0, (indices + self._first_row).view(-1)).view(agents, batch, -1)
@@ -96,7 +142,26 @@ class Replay:
             earlier = (indices[..., None] - torch.minimum(back, held[..., None])) % self.capacity
             past = flat.index_select(0, (earlier + self._first_row[..., None]).view(-1))[:, : self.widths[0]]
             window = torch.cat([past.view(agents, batch, stack - 1, -1), window], dim=2)
-        return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation)
+        following = next_observation
+        if upcoming is not None:
+            after = flat.index_select(0, ((indices + 1) % self.capacity + self._first_row).view(-1))
+            first = after[:, : self.widths[0]].view(agents, batch, -1)
+            newest = (indices == (self.steps - 1) % self.capacity)[..., None]  # its next row is not written yet
+            first = torch.where(newest, upcoming[:, None].to(first), first)
+            following = torch.where(terminated > 0, first, next_observation)
+        return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation, following)
+
+    def sample_trajectories(self, indices: Tensor, stack: int, length: int) -> Trajectories:
+        """Returns the transitions at `indices` `(agents, batch)` and up to `length` − 1 after each in its episode."""
+        ahead = torch.arange(length, device=indices.device)
+        positions = (indices[..., None] + ahead) % self.capacity  # (agents, batch, length)
+        age = self.rows[..., -1].gather(1, positions.flatten(1)).view_as(positions)
+        held = ahead <= ((self.steps - 1 - indices) % self.capacity)[..., None]  # the ring ends with the newest
+        steps = (held & (age == age[..., :1] + ahead)).cumprod(2).sum(2)
+        kept = torch.minimum(ahead, steps[..., None] - 1)
+        flat = self.sample(((indices[..., None] + kept) % self.capacity).flatten(1), stack)
+        window, action, reward, terminated, reached = (field.unflatten(1, positions.shape[1:]) for field in flat[:5])
+        return Trajectories(window, action, reward, terminated, reached, steps)
 
     def begin_after(self, steps: int) -> None:
         """Goes on, empty, after so many steps."""

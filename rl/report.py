@@ -14,6 +14,7 @@ from common.report.folders import Folder, usable
 from common.stats import Interval
 from common.tables import Table, counted
 from rl import compare
+from rl.measures import Arm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +90,12 @@ def section(folders: Sequence[Folder]) -> Section:
     return Section("Curiosity", blocks, claims or [Claim.not_measured(CLAIM, f"{COMMAND}` and `--icm single")])
 
 
-def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
+def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
     """Returns the groups of two and more runs of the same task with the same seeds.
 
     A run whose evaluations cannot be read is called damaged.
     """
-    groups: dict[tuple[str, ...], list[compare.Arm]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[Arm]] = defaultdict(list)
     for folder in folders:
         try:
             arm = compare.read(folder)
@@ -105,7 +106,7 @@ def comparable(folders: Sequence[Folder]) -> list[list[compare.Arm]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def claims_of(arms: Sequence[compare.Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:
+def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:
     """Returns the original report's claim and our controls of it beside the `differences` of arms that hold them."""
     stacked = next((arm for arm in arms if arm.metrics["icm"] == "stacked"), None)
     if stacked is None:
@@ -146,7 +147,7 @@ def sentence(gain: Interval) -> str:
     return sentences.get(words, f"{words}: the interval excludes 0")
 
 
-def named_apart(group: Sequence[compare.Arm]) -> list[compare.Arm]:
+def named_apart(group: Sequence[Arm]) -> list[Arm]:
     """Returns the arms with a number after each name that an earlier one has."""
     names: list[str] = []
     for arm in group:

@@ -23,6 +23,8 @@ YamlMapping = Annotated[str, BeforeValidator(lambda given: json.dumps(given) if 
 Curiosity = Literal["none", "single", "stacked", "random", "rnd"]
 BonusKind = Literal["plain", "centred"]
 RewardKind = Literal["dense", "sparse"]
+# Numbers at the start of the observation that are positions and angles; velocities follow.
+POSITIONS = {"Hopper": 5, "HalfCheetah": 8, "Walker2d": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,16 @@ class Settings(RunSettings):
     """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
     bonus: BonusKind = "plain"
     """plain: divided by its deviation (Burda et al. 2018). centred: less its mean first, clipped to ±1 (rllte)."""
+    bonus_episodic: bool = True
+    """Whether bonuses end with the episode; without, they go on in a value head of their own (RND, section 2.3)."""
+    intrinsic_discount: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    """Discount factor of the value head of --no-bonus-episodic (Burda et al. 2018: 0.99)."""
     bonus_decay: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the task's reward; 0 trains on curiosity alone."""
+    icm_observation: Literal["all", "positions"] = "all"
+    """What the curiosity module sees of the observation; positions hides the velocities. The policy sees all."""
     feature_size: Width = 32
     """Dimensions of the encoding φ(s)."""
     icm_width: Width = 128
@@ -123,6 +131,8 @@ class Settings(RunSettings):
     """Steps with uniformly random actions and no update, before learning starts (CleanRL)."""
     discount: Annotated[float, Interval(ge=0, lt=1), tyro.conf.arg(aliases=["--gamma"])] = 0.99
     """Discount factor γ of a step."""
+    n_step: Annotated[int, Interval(ge=1, le=1000)] = 1
+    """Rewards that the critics' target sums before it bootstraps, fewer where the episode ends (MR.Q: 3)."""
     target_rate: Annotated[float, Interval(gt=0, le=1), tyro.conf.arg(aliases=["--tau"])] = 0.005
     """τ of the target critics' moving average: Q̄ ← (1 − τ) Q̄ + τ Q at every update."""
     initial_temperature: Annotated[float, Interval(ge=1e-30, le=1e30)] = 1.0
@@ -167,6 +177,36 @@ class Settings(RunSettings):
             raise UsageError(f"--log-std-range {low:g} {high:g}: outside float32's range; use -80 to 80")
         if self.forward_width is not None and self.icm not in ("single", "stacked", "random"):
             raise UsageError(f"--forward-width {self.forward_width} with --icm {self.icm}: it has no forward model")
+        self._check_bonus()
+
+    def _check_bonus(self) -> None:
+        """Raises UsageError for settings of the bonus and of the curiosity module's sight that contradict others."""
+        if self.bonus_episodic and self.intrinsic_discount != 0.99:
+            raise UsageError(
+                f"--intrinsic-discount {self.intrinsic_discount:g}: it is that of the head of --no-bonus-episodic"
+            )
+        if not self.bonus_episodic and self.icm == "none":
+            raise UsageError("--no-bonus-episodic with --icm none: there is no bonus")
+        if not self.bonus_episodic and self.n_step > 1:
+            raise UsageError(
+                f"--no-bonus-episodic with --n-step {self.n_step}: n rewards of one episode do not make a target "
+                "that goes on after its end; choose one of the two"
+            )
+        if self.icm_observation == "positions":
+            chosen = f"--icm-observation positions with --env-id {self.env_id}"
+            if self.family not in POSITIONS:
+                raise UsageError(f"{chosen}: known for {', '.join(POSITIONS)}")
+            if "exclude_current_positions_from_observation" in self.task_arguments:
+                raise UsageError(f"{chosen}: not with exclude_current_positions_from_observation in --env-kwargs")
+
+    @property
+    def family(self) -> str:
+        """The task's name without its version, `Hopper` of `Hopper-v4`."""
+        return self.env_id.rpartition("-v")[0]
+
+    def seen_by_icm(self, obs_dim: int) -> int:
+        """Returns how many numbers of the observation, from its start, the curiosity module sees."""
+        return obs_dim if self.icm_observation == "all" else POSITIONS[self.family]
 
     @property
     def task_arguments(self) -> dict[str, Any]:

@@ -23,15 +23,16 @@ from common import cli, stats
 from common.device import random_stream, set_up
 from common.errors import RunError
 from common.experiment import Run, say
-from rl import figures
+from rl import figures, measures
 from rl.checkpoint import Checkpoint, forget_replay, path_in, require_room
 from rl.coverage import Coverage
-from rl.envs import Environments
+from rl.envs import Environments, solved_at
 from rl.evaluate import Evaluator, record_video
 from rl.failures import TASK, Failures
 from rl.fast import captured
 from rl.meter import Meter
 from rl.replay import Replay
+from rl.returns import sampled
 from rl.sac import SAC
 from rl.selection import Best
 from rl.settings import Settings
@@ -138,7 +139,7 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
             for number in updates:
                 if number > updates.start:
                     _, noise = streams.noise()
-                batch = replay.sample(streams.indices(replay.size), settings.window)
+                batch = sampled(replay, streams.indices(replay.size), settings, environments.observation)
                 with_policy = number % settings.policy_delay == 0
                 meter.update(update(batch, noise) if with_policy else update_critics(batch, noise))
             meter.step(reward, ended)
@@ -158,12 +159,16 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
             if step % settings.eval_every == 0 or last:
                 with meter.paused():
                     failures.check_weights(step)
-                    returns = evaluator.returns(sac.actor, failures.living).mean(1).tolist()
+                    played = evaluator.play(sac.actor, failures.living)
+                    returns, *others = (figure.mean(1).tolist() for figure in played)
                     failures.check_values(step, {"the evaluated return": returns}, TASK)
                     best.update(step, returns)
                     iqm = stats.interquartile_mean([returns[k] for k in failures.living])
                     summary = {"return_iqm": iqm.estimate, "return_iqm/low": iqm.low, "return_iqm/high": iqm.high}
-                    run.log("eval", step, by_seed({"return": returns}, settings.seeds, failures.living) | summary)
+                    named = {"return": returns} | dict(zip(("length", "distance"), others, strict=True))
+                    if math.isnan(named["distance"][failures.living[0]]):
+                        del named["distance"]  # nothing walks there
+                    run.log("eval", step, by_seed(named, settings.seeds, failures.living) | summary)
             if (last and settings.keep_state) or (step % settings.checkpoint_every == 0 and not last):
                 with meter.paused():
                     checkpoint.save()
@@ -216,6 +221,8 @@ def final_metrics(run: Run, settings: Settings, sac: SAC) -> dict[str, Any]:
         "evaluations_averaged": final,
         "last_eval_returns": [curve[-1] for curve in curves],
         "agent_steps_per_second": statistics.median(run.history("train")["agent_steps_per_second"]),
+        "solved_at": solved_at(settings.env_id, settings.reward),
+        **measures.of_seeds(evaluations, run.history("train"), seeds),
         "curiosity_parameters": learned // settings.num_seeds,
     }
 

@@ -34,9 +34,9 @@ def test_the_weight_falls_to_nothing_over_its_share_of_the_training() -> None:
     batch, noise = batch_and_noise(1, 0)
     for step in (2, 8):
         agents.weigh_bonus(step)
-        reward, _, measured = agents.total_reward(batch, noise.shuffle)
-        bonus = (reward - batch.reward).mean()
-        torch.testing.assert_close(bonus, weight_at(step, 0.2, 0.5, 8) * measured["intrinsic_reward"].mean())
+        rewards = agents.rewards(batch, noise.shuffle)
+        bonus = (agents.total_reward(rewards) - batch.reward).mean()
+        torch.testing.assert_close(bonus, weight_at(step, 0.2, 0.5, 8) * rewards.measured["intrinsic_reward"].mean())
 
 
 def test_the_bonus_as_a_share_of_the_reward() -> None:

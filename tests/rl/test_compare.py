@@ -1,5 +1,6 @@
 """Runs side by side: what the table says, and runs that do not compare."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ import scipy.stats
 
 from common import cli, stats
 from common.errors import RunError, UsageError
-from rl.compare import FIGURES, Arm, Comparison, area, gains, main, paired, pooled, tables
+from rl.compare import FIGURES, Comparison, gains, main, paired, pooled, tables
+from rl.measures import Arm
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 
@@ -28,7 +30,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.slow
 def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(Comparison(tuple(arms), tmp_path / "out"))
+    main(Comparison(tuple(arms), tmp_path / "out", of=("return", "length", "distance"), share=("paid", "solved")))
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     none, single = (record["arms"][name]["eval_returns"] for name in ("none", "single"))
@@ -38,6 +40,11 @@ def test_differences_are_paired_by_seed(arms: list[Path], tmp_path: Path, capsys
     assert difference["paired"]
     assert difference["bootstrap"]["low"] == pytest.approx(min(gain))
     assert difference["bootstrap"]["high"] == pytest.approx(max(gain))
+    length = record["differences"]["single − none"]["episode length"]["t"]["estimate"]
+    lengths = [np.mean(record["arms"][name]["eval_lengths"]) for name in ("none", "single")]
+    assert length == pytest.approx(lengths[1] - lengths[0])
+    assert record["paid"]["arms"]["single"]["estimate"] == 1  # the dense reward pays
+    assert record["solved"]["arms"]["single"]["estimate"] == 0
     table = (tmp_path / "out" / "tables.md").read_text()
     assert "| none |" in table
     assert "single − none" in table
@@ -159,9 +166,25 @@ def test_paired_where_the_seeds_are_the_same_and_welch_elsewhere() -> None:
     ]
 
 
-def test_area_is_the_mean_height_of_the_curve() -> None:
-    assert area([0.0, 10.0, 40.0], [0.0, 2.0, 4.0]) == pytest.approx((10 * 1 + 30 * 3) / 40)
-    assert area([5.0], [7.0]) == 7.0
+def test_a_margin_of_a_log_area_is_a_ratio() -> None:
+    """An arm 5 % above another: log 1.05 apart, equivalent within ±12 %, of which the log is 0.113."""
+    none, single = run_of("none", range(8), 100), run_of("single", range(8), 100)
+    higher = dataclasses.replace(single, curves=[[1.05 * value for value in curve] for curve in none.curves])
+    _, record = gains([none, higher], "12%", ["log-area"])
+    found = record["single − none"]["log area"]
+    assert found["t"]["estimate"] == pytest.approx(np.log(1.05))
+    assert found["margin"] == pytest.approx(np.log(1.12))
+    assert found["equivalence"] == "equivalent"
+
+
+def test_pooled_runs_keep_the_figures_that_all_of_them_have() -> None:
+    first, more = run_of("none", range(5)), run_of("more", range(5, 8))
+    for arm in (first, more):
+        arm.metrics["steps_paid"] = [float(seed) for seed in arm.metrics["seeds"]]
+    first.metrics["coverage"] = [1.0] * 5
+    (arm,) = pooled([first, more])
+    assert arm.metrics["steps_paid"] == [float(seed) for seed in range(8)]
+    assert "coverage" not in arm.metrics
 
 
 @pytest.mark.parametrize("margin", ["much", "-3", "0%", "inf"])

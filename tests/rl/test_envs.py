@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from common.device import stream_seed
 from common.errors import RunError, UsageError
-from rl.envs import Environments, _restore, _state, make, saves_exactly
+from rl.envs import Environments, _restore, _state, forward_position, make, saves_exactly
 from rl.evaluate import Evaluator
 from rl.networks import Actor
+from rl.settings import POSITIONS, Settings
 
 
 class Scripted(gym.Env[Any, Any]):
@@ -151,6 +153,18 @@ def test_tasks_that_do_not_fit_are_told(env_id: str, reward: Any, told: str) -> 
         make(env_id, reward)
 
 
+def test_the_positions_of_each_known_task_come_before_its_velocities() -> None:
+    """What `--icm-observation positions` shows are the joints' positions, against MuJoCo's own state."""
+    for family, count in POSITIONS.items():
+        env = make(f"{family}-v4", "dense")
+        observation, _ = env.reset(seed=0)
+        data: Any = env.unwrapped.data  # type: ignore[attr-defined]
+        np.testing.assert_allclose(observation[:count], data.qpos[1:])
+        np.testing.assert_allclose(observation[count:], data.qvel)
+        settings = Settings(env_id=f"{family}-v4", icm="single", icm_observation="positions")
+        assert settings.seen_by_icm(len(observation)) == count
+
+
 def test_missing_mujoco_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*_: Any, **__: Any) -> None:
         raise gym.error.DependencyNotInstalled("MuJoCo is not installed")
@@ -165,9 +179,22 @@ def test_evaluation_plays_whole_episodes_from_the_same_starts(monkeypatch: pytes
     actor = Actor(1, 1, (4,), (-20, 2), [torch.Generator()] * 3)
     evaluator = Evaluator("Scripted-v0", "dense", 3, 4)
     assert evaluator.returns(actor).tolist() == [[6, 15, 6, 15]] * 3
+    assert evaluator.play(actor).lengths.tolist() == [[3, 5, 3, 5]] * 3
+    assert np.isnan(evaluator.play(actor).distances).all()  # nothing walks there
     hopper = Evaluator("Hopper-v4", "dense", 2, 3)
     policy = Actor(11, 3, (4,), (-20, 2), [torch.Generator().manual_seed(k) for k in range(2)])
     first = hopper.returns(policy)
     assert first.shape == (2, 3)
     np.testing.assert_array_equal(first, hopper.returns(policy))
     assert len(np.unique(first)) == 6
+    (alone,) = hopper.play(policy, [1]).distances[1:]
+    assert np.isnan(hopper.play(policy, [1]).returns[0]).all()
+    env = make("Hopper-v4", "dense")
+    for episode, distance in enumerate(alone):
+        observation, _ = env.reset(seed=stream_seed(episode, "evaluation"))
+        start, ended = forward_position(env), False
+        while not ended:
+            both = torch.from_numpy(np.stack([observation] * 2).astype(np.float32))
+            observation, _, terminated, truncated, _ = env.step(policy.deterministic(both)[1].numpy())
+            ended = terminated or truncated
+        assert forward_position(env) - start == pytest.approx(distance, abs=1e-6)

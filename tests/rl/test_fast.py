@@ -33,7 +33,7 @@ def value_and_gradients(function: Any, stack: StackedMLP, x: Tensor, dtype: torc
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [[5, 8, 3], [5, 16, 16, 1], [5, 6, 7, 8, 2]])
+@pytest.mark.parametrize("sizes", [[5, 8, 3], [5, 16, 16, 1], [5, 16, 16, 2], [5, 6, 7, 8, 2]])
 def test_fast_perceptron_is_the_plain_one(sizes: list[int], dtype: torch.dtype, frozen: bool) -> None:
     stack, x = stack_and_input(sizes)
     plain = value_and_gradients(PLAIN_PERCEPTRON, stack, x, dtype, frozen)
@@ -83,14 +83,15 @@ def test_fast_squashed_gaussian_is_the_plain_one(dtype: torch.dtype) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("episodic", [True, False])
 def test_the_fast_twins_are_the_default_and_the_switch_runs_the_plain_functions(
-    monkeypatch: pytest.MonkeyPatch,
+    episodic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten updates with the stacked ICM end, to rounding, in the same weights either way."""
 
     def trained(plain: bool) -> dict[str, Tensor]:
         monkeypatch.setattr(common.fast, "PLAIN", plain)
-        agents = sac(range(2), icm="stacked", feature_size=6, icm_width=10)
+        agents = sac(range(2), icm="stacked", feature_size=6, icm_width=10, bonus_episodic=episodic)
         for step in range(10):
             agents.update(*batch_and_noise(2, step, agents.settings.window))
         return agents.state_dict()

@@ -21,7 +21,8 @@ def module(stack: int, agents: int = 2) -> IntrinsicCuriosity:
 def batch(stack: int, agents: int = 2) -> Batch:
     g = torch.Generator().manual_seed(7)
     shapes = ((stack, OBSERVATION), (ACTION,), (), (), (OBSERVATION,))
-    return Batch(*(torch.randn(agents, BATCH, *shape, generator=g) for shape in shapes))
+    fields = [torch.randn(agents, BATCH, *shape, generator=g) for shape in shapes]
+    return Batch(*fields, following=fields[-1])
 
 
 @pytest.mark.parametrize("stack", [1, 4])
@@ -48,6 +49,7 @@ def test_losses_and_rewards_as_the_paper_writes_them(stack: int) -> None:
         expected = (1 - SHARE) * inverse_loss + SHARE * error.mean()
         torch.testing.assert_close(surprise.loss[k], expected, rtol=1e-4, atol=1e-4)
     assert not surprise.error.requires_grad
+    torch.testing.assert_close(icm.error(drawn), surprise.error)  # with the moments as the batch left them
 
 
 def test_forward_loss_does_not_move_its_target() -> None:

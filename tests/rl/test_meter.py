@@ -31,6 +31,18 @@ def test_return_is_the_mean_of_recent_episodes_or_what_the_first_has_so_far() ->
     assert values["return"] == pytest.approx([1 + sum(range(3, RECENT + 3)) / RECENT, RECENT + 3])
 
 
+def test_length_of_recent_episodes_and_the_steps_that_paid() -> None:
+    """A reward of 0 or below does not pay; the count is of the whole training, the length of finished episodes."""
+    meter = Meter(2, CPU)
+    for t in range(1, 13):
+        step(meter, [float(t % 3 == 0), -1.0], [t in (4, 6), False], [0.0, 0.0])
+    assert row(meter)[0]["episode_length"] == [3.0, 12.0]
+    step(meter, [1.0, 0.5], [True, False], [0.0, 0.0])
+    values, _ = row(meter)
+    assert values["episode_length"] == [pytest.approx((4 + 2 + 7) / 3), 13.0]
+    assert values["steps_paid"] == [5.0, 1.0]
+
+
 def test_a_row_averages_over_the_updates_since_the_row_before() -> None:
     meter = Meter(2, CPU)
     assert meter.updates == 0
@@ -55,7 +67,8 @@ def test_each_measurement_is_averaged_over_the_updates_that_have_it() -> None:
     assert meter.updates == 4
     earlier = Meter(1, CPU)
     earlier.restore(meter.state() | {"summed": 4})
-    assert row(meter)[0] | {"return": [0.0]} == {"return": [0.0], "critic": [2.5], "actor": [30.0]}
+    counted = {"return": [0.0], "episode_length": [1.0], "steps_paid": [0.0]}
+    assert row(meter)[0] == counted | {"critic": [2.5], "actor": [30.0]}
     assert row(earlier)[0]["critic"] == [2.5]
 
 

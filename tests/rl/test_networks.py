@@ -130,9 +130,22 @@ def test_actor_and_critic_shapes_and_bounds() -> None:
     assert torch.equal(actor.act(now, its_noise), actor(now[:, None], its_noise[:, None])[0][:, 0])
     mean = actor.network(now[:, None])[:, 0, :2]
     torch.testing.assert_close(actor.deterministic(now), mean.tanh())
-    assert critic(observation, action).shape == (2, 3, 7)
-    first, second = critic(observation, action)
+    (values,) = critic(observation, action)
+    assert values.shape == (2, 3, 7)
+    first, second = values
     assert (first - second).abs().min() > 0  # twins start apart
+
+
+def test_the_heads_of_a_critic_share_its_hidden_layers() -> None:
+    critic, x = TwinCritic(5, 2, (8, 8), generators(3), heads=2), torch.randn(3, 7, 7)
+    values = critic(x[..., :5], x[..., 5:])
+    outputs = critic.network(torch.cat([x, x]))
+    for head in range(2):
+        for twin in range(2):
+            assert torch.equal(values[head][twin], outputs[3 * twin : 3 * twin + 3, :, head])
+    one = TwinCritic(5, 2, (8, 8), generators(3))
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (critic, one)]
+    assert sizes[0] - sizes[1] == 2 * 3 * (8 + 1)  # a second output of each network
 
 
 def test_gradient_of_the_sample_against_autograd() -> None:

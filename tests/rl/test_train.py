@@ -15,6 +15,7 @@ import torch
 
 from common import cli, stats
 from common.files import load_state, load_weights, save_state, save_weights
+from common.sweep.file import groups_of, read, seeds_of
 from rl import train_sac_icm as script
 from rl.checkpoint import Checkpoint
 from rl.envs import Environments
@@ -96,13 +97,13 @@ def test_history_holds_every_quantity_of_every_seed(smoke: Path) -> None:
     quantities = {
         *("return", "critic_loss", "value", "actor_loss", "temperature", "entropy", "extrinsic_reward"),
         *("intrinsic_reward", "forward_loss", "inverse_loss", "feature_variance", "inverse_r2"),
-        *("forward_r2", "bonus_share", "coverage"),
+        *("forward_r2", "bonus_share", "coverage", "episode_length", "steps_paid"),
     }
     for row in rows:
         assert float(row["agent_steps_per_second"]) > 0
         for name in quantities:
             values = [float(row[f"{name}/seed{seed}"]) for seed in (0, 1)]
-            assert values[0] != values[1] or name == "coverage"
+            assert values[0] != values[1] or name in ("coverage", "episode_length", "steps_paid")
             assert float(row[name]) == pytest.approx(sum(values) / 2)
     assert float(rows[-1]["temperature"]) < float(rows[0]["temperature"]) < 1  # from 1, towards less entropy
     assert float(rows[-1]["forward_loss"]) < float(rows[0]["forward_loss"])
@@ -115,6 +116,11 @@ def test_numbers_can_be_true(smoke: Path) -> None:
     last = [float(evaluations[-1][f"return/seed{seed}"]) for seed in (0, 1)]
     assert metrics["eval_returns"] == pytest.approx(last)
     assert metrics["eval_return_mean"] == pytest.approx(sum(last) / 2)
+    for key, name in (("eval_lengths", "length"), ("eval_distances", "distance")):
+        assert metrics[key] == pytest.approx([float(evaluations[-1][f"{name}/seed{seed}"]) for seed in (0, 1)])
+    assert all(1000 < steps <= 1200 for steps in metrics["steps_paid"])  # the dense reward pays nearly each step
+    assert all(0 < cells < 12**4 for cells in metrics["coverage"])
+    assert metrics["solved_at"] == 3800
     assert metrics["eval_return_iqm"] == pytest.approx(stats.interquartile_mean(last).estimate)
     assert all(1 < value < 1000 for value in last)
 
@@ -146,12 +152,20 @@ def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, ki
             }
 
 
-@pytest.mark.parametrize("earlier_names", [False, True])
+@pytest.mark.parametrize(
+    ("earlier_names", "chosen"),
+    [
+        (False, ["--icm", "random"]),
+        (True, ["--icm", "random"]),
+        pytest.param(False, ["--icm", "single", "--no-bonus-episodic"], marks=pytest.mark.slow),
+        pytest.param(False, ["--icm", "stacked", "--n-step", "3"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_stopped_goes_on_to_the_same_weights(
-    earlier_names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    earlier_names: bool, chosen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     """Also from a checkpoint in which the target critic has its earlier name."""
-    arguments = [*QUICK, "--env-steps", "90", "--random-steps", "20", "--hidden", "8", "8", "--icm", "random"]
+    arguments = [*QUICK, "--env-steps", "90", "--random-steps", "20", "--hidden", "8", "8", *chosen]
     arguments += ["--checkpoint-every", "40", "--log-every", "50", "--results-dir", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr("common.experiment.Run.figure", lambda *_: None)
@@ -200,10 +214,10 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
     [
         ["--icm", "none"],
         slow("--icm", "single", "--forward-width", "50", "--extrinsic-weight", "0"),
-        slow("--icm", "random", "--env-id", "HalfCheetah-v4"),
+        slow("--icm", "random", "--env-id", "HalfCheetah-v4", "--n-step", "3", "--icm-observation", "positions"),
         ["--icm", "stacked", "--env-id", "MountainCarContinuous-v0"],
         slow("--icm", "rnd", "--env-id", "Pendulum-v1", "--env-kwargs", "{g: 9.0}"),
-        ["--icm", "rnd", "--reward", "sparse", "--bonus", "centred", "--bonus-decay", "0.5"],
+        ["--icm", "rnd", "--reward", "sparse", "--bonus", "centred", "--bonus-decay", "0.5", "--no-bonus-episodic"],
         slow("--icm", "stacked", "--stack", "2", "--env-id", "Walker2d-v4", "--buffer-size", "300"),
         slow("--env-id", "Hopper-v5", "--precision", "float32", "--target-entropy", "-1"),
     ],
@@ -255,7 +269,7 @@ def test_only_steps_with_an_update_count_in_the_rate(tmp_path: Path, monkeypatch
 
     takes(Environments, "step", 0.1)
     takes(SAC, "update", 1.9)
-    takes(Evaluator, "returns", 50)
+    takes(Evaluator, "play", 50)
     takes(Checkpoint, "save", 50)
     monkeypatch.setattr("rl.meter.time", SimpleNamespace(perf_counter=lambda: now[0]))
     steps = ["--random-steps", "410", "--log-every", "40", "--eval-every", "430", "--checkpoint-every", "450"]
@@ -355,6 +369,11 @@ def test_not_a_checkpoint_of_these_agents(smoke: Path, tmp_path: Path, refused: 
         (["--critic-learning-rate", "0"], 2, "--critic-learning-rate 0"),
         (["--bonus-decay", "2"], 2, "--bonus-decay 2"),
         (["--extrinsic-weight", "0", "--icm", "rnd", "--bonus-decay", "1"], 2, "no reward is left at the end"),
+        (["--no-bonus-episodic"], 2, "--no-bonus-episodic with --icm none: there is no bonus"),
+        (["--no-bonus-episodic", "--icm", "rnd", "--n-step", "3"], 2, "--no-bonus-episodic with --n-step 3"),
+        (["--icm", "rnd", "--intrinsic-discount", "0.9"], 2, "--intrinsic-discount 0.9: it is that of the head of"),
+        (["--n-step", "0"], 2, "--n-step 0"),
+        (["--icm-observation", "positions", "--env-id", "Ant-v4"], 2, "known for Hopper, HalfCheetah, Walker2d"),
         (["--policy-delay", "0"], 2, "--policy-delay 0"),
         (["--updates-per-step", "0"], 2, "--updates-per-step 0"),
         (["--buffer-size", "1"], 2, "--buffer-size"),
@@ -383,3 +402,16 @@ def test_every_preset_is_accepted() -> None:
     assert presets
     for path in presets:
         cli.parse(Settings, ["--config", str(path)]).check()
+
+
+def test_every_arm_of_the_sweeps_is_accepted_and_its_agents_have_seeds_of_their_own() -> None:
+    paths = sorted(Path("configs/rl/sweeps").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        file = read(path)
+        for arm in (arm for group in groups_of(file) for arm in group):
+            settings = [cli.from_mapping(Settings, {**arm.settings, "seed": seed}) for seed in seeds_of(file)]
+            for chosen in settings:
+                chosen.check()
+            seeds = [seed for chosen in settings for seed in chosen.seeds]
+            assert len(set(seeds)) == len(seeds), path
