@@ -112,13 +112,15 @@ def fit(
     after_step: Callable[[TrainState], None] = lambda state: None,
     validate: Callable[[nn.Module, int], Mapping[str, float]] = lambda model, epoch: {},
     carried: dict[str, Tensor] | None = None,
+    first_step: int = 0,
 ) -> nn.Module:
     """Trains `model` on `examples` indexed examples; returns it, or its moving average if the recipe has a decay.
 
     A checkpoint is written after every epoch. If the run folder holds one of this stage, training goes on from it and
     reaches the same weights as without the interruption. With `--extend` and no checkpoint, the epochs begin after
-    those of the finished run. `after_step` may edit the weights (masks). `validate` is
-    called after every epoch with the model that would be returned and the number of finished epochs.
+    those of the finished run. `after_step` may edit the weights (masks). `validate` is called after every epoch with
+    the model that would be returned and the number of finished epochs. With `first_step` the training begins after that
+    step of the recipe, with the rest of its epoch.
 
     Raises:
         RunError: the loss is not finite.
@@ -126,7 +128,7 @@ def fit(
     device = next(model.parameters()).device
     steps_an_epoch = recipe.steps(examples)
     average = copy.deepcopy(model) if recipe.ema_decay else None
-    state = TrainState(model, average, optimizer, generator, carried or {}, 0, steps_an_epoch * recipe.epochs)
+    state = TrainState(model, average, optimizer, generator, carried or {}, first_step, steps_an_epoch * recipe.epochs)
     checkpoint = run.checkpoints / f"{stage}.state.pt"
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     if state.load(checkpoint):
@@ -141,7 +143,7 @@ def fit(
             terms: dict[str, list[Tensor]] = {}  # name → a value for each step
             model.train()
             order = torch.randperm(examples, device=device, generator=generator)
-            batches = order.split(recipe.batch_size)[:steps_an_epoch]
+            batches = order.split(recipe.batch_size)[state.step % steps_an_epoch : steps_an_epoch]
             for indices in batches:
                 multiplier = recipe.schedule(state.step / state.total_steps)
                 for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):

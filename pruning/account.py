@@ -149,13 +149,16 @@ def seconds_of(models: Mapping[str, nn.Module], images: Tensor, seconds: float) 
 
 
 def save_sparse_files(
-    folder: Path, network: VGG11, masks: Masks, dense_bytes: int, dataset: Dataset
-) -> dict[str, dict[str, float]]:
+    folder: Path, network: VGG11, masks: Masks, dense_bytes: int, dataset: Dataset, dense: VGG11
+) -> dict[sparse_file.Values, dict[str, float]]:
     """Writes `network.<format>.sparse` in every value format; returns for each its bytes, error and test accuracy.
 
     Error and accuracy are those of the network read back from the file. The error is the largest of any parameter.
+    `dense_over_sparse` is what the format and pruning save together. `coding_ratio` is the part of the format, which
+    the `dense` network has too, and `pruning_ratio` is what pruning adds: the bytes of the dense network in the same
+    format over those of the pruned one. Their product is the whole.
     """
-    files: dict[str, dict[str, float]] = {}
+    files: dict[sparse_file.Values, dict[str, float]] = {}
     origin = {
         "dataset": dataset.name,
         "classes": list(dataset.classes),
@@ -173,4 +176,28 @@ def save_sparse_files(
             "largest_error": max(float((one - other).detach().abs().max()) for one, other in pairs),
             "accuracy": measures.accuracy(reloaded, dataset, dataset.test),
         }
+    unpruned = without_zeros(dense)
+    everything = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    for values, file in files.items():
+        size = len(sparse_file.pack(unpruned, everything, values, origin))
+        ratios = {"coding_ratio": dense_bytes / size, "pruning_ratio": size / file["bytes"]}
+        file |= {"unpruned_bytes": size, **ratios}
     return files
+
+
+@torch.no_grad()
+def without_zeros(network: VGG11) -> dict[str, Tensor]:
+    """Returns the state dict of a network with the zeros of each convolution replaced by its other weights, in turn.
+
+    Where a run starts from a sparse network it has no dense one. In a file this one takes as many bytes as a dense
+    network whose weights have the same distribution.
+    """
+    weights = dict(network.state_dict())
+    for name in prunable_layers(network):
+        weight = weights[f"{name}.weight"]
+        zero, others = weight == 0, weight[weight != 0]
+        if zero.any() and len(others):
+            filled = weight.clone()
+            filled[zero] = others[torch.arange(int(zero.count_nonzero()), device=others.device) % len(others)]
+            weights[f"{name}.weight"] = filled
+    return weights

@@ -7,15 +7,18 @@ keeps at least one weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.masks import pruned_count
+from common.errors import RunError
+from common.files import finished_metrics
+from pruning.masks import Masks, pruned_count
 
-Allocation = Literal["reference", "scan", "uniform", "global", "lamp", "erk", "random"]
+Allocation = Literal["reference", "scan", "uniform", "global", "lamp", "erk", "random", "given"]
 Sparsities = dict[str, float]
 Curve = Mapping[str, float]  # sparsity → accuracy; the sparsity is text, because JSON has no other keys
 
@@ -98,12 +101,15 @@ def choose(
     accuracy: float,
     budget: float,
     keep_first_layer: bool = False,
+    given: Sparsities | None = None,
 ) -> Sparsities:
     """Returns the sparsity that `rule` gives each layer of the dense network.
 
-    Without an overall `sparsity` a rule prunes as many weights as `reference`, but `scan` prunes what the accuracy
-    `budget` allows. Only `scan` reads the `curves` and the dense network's `accuracy`, both on held-out images.
-    `keep_first_layer` prunes nothing there; `reference`, and `random` without a `sparsity`, do not heed it.
+    `weights` are the weights or their scores (`pruning/criteria.py`): a rule with one threshold compares the absolute
+    values. Without an overall `sparsity` a rule prunes as many weights as `reference`, but `scan` prunes what the
+    accuracy `budget` allows. Only `scan` reads the `curves` and the dense network's `accuracy`, both on held-out
+    images. `keep_first_layer` prunes nothing there; `reference`, `given`, and `random` without a `sparsity`, do not
+    heed it. `given` are the sparsities of the rule of that name.
     """
     overall = overall_sparsity(weights, reference(weights)) if sparsity is None else sparsity
 
@@ -113,6 +119,10 @@ def choose(
     match rule:
         case "reference":
             return reference(weights)
+        case "given":
+            if given is None or given.keys() != weights.keys():
+                raise RunError(f"--sparsities-from: not the layers {', '.join(weights)}")
+            return _whole_weights(weights, given)
         case "random" if sparsity is None:
             return reference(weights)
         case "scan" if sparsity is None:
@@ -125,6 +135,24 @@ def choose(
         case _:
             function = RULES[rule]
     return first_layer_dense(function, weights, overall) if keep_first_layer else function(weights, overall)
+
+
+def sparsities_of(run: Path) -> Sparsities:
+    """Returns the layers' sparsities in a finished run's metrics.json.
+
+    Raises:
+        RunError: the folder holds no finished run of pruning/run.py.
+    """
+    layers = finished_metrics(run, "layers", "pruning/run.py")["layers"]
+    try:
+        return {str(layer["name"]): 1 - layer["nonzero"] / layer["weights"] for layer in layers}
+    except (TypeError, LookupError, ArithmeticError) as error:
+        raise RunError(f"{run / 'metrics.json'}: damaged (layers: {error!r})") from None
+
+
+def sparsities_at(masks: Masks) -> Sparsities:
+    """Returns the sparsity of each mask."""
+    return {name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in masks.items()}
 
 
 def overall_sparsity(weights: Mapping[str, Tensor], sparsities: Sparsities) -> float:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from common import comparison, data
+from common import comparison, data, stats
 from common.report.document import Block, Heading, Picture, link
 from common.report.folders import Folder, Fraction
 from common.stats import Interval
@@ -18,12 +18,14 @@ from common.tables import BOLD, Table, counted, difference
 from pruning import figures, measures
 from pruning.settings import Settings
 
+CRITERIA = {"taylor": "Taylor scores", "random": "random weights"}  # that are not the usual one
 CURVES = "Test accuracy against the share of {unit} pruned, with intervals where there are several seeds"
 ACCURACY = "finetuned_accuracy"
 TEST_IMAGES = 10_000  # of CIFAR-10, for records that do not say how many
 
 # Settings that may differ between runs that compare: the curve and the point, the seed, how it chose, where it ran.
 MAY_DIFFER = {
+    *("criterion", "sparsities_from", "rounds", "rewind", "rewind_fraction"),
     *("allocation", "schedule", "gradual_fraction", "regrow", "distillation", "temperature", "sparsity", "seed"),
     *("keep_first_layer", "filter_importance", "onnx"),
     *("accuracy_budget", "scan_images", "recalibrate", "retrain_per_layer", "dense_weights"),
@@ -56,6 +58,10 @@ class Metrics:
     distillation: float = 0.0
     temperature: float = 0.0
     keep_first_layer: bool = False
+    criterion: str = Settings.criterion
+    rounds: int = Settings.rounds
+    rewind: str = Settings.rewind
+    unpruned_sparse_bytes: int | None = None  # older runs have not measured it
     recalibrated_accuracy: Fraction | None = None  # older runs have not measured it
     granularity: str = "weight"
     filter_importance: str = "l2"
@@ -67,6 +73,16 @@ class Metrics:
         """Returns how many times smaller or faster the network is, marked if the network is at chance."""
         useless = measures.at_chance(self.finetuned_accuracy, self.dataset.get("test", TEST_IMAGES))
         return measures.ratio(ratio, useless, decimals)
+
+    @property
+    def file(self) -> str:
+        """The bytes of the half-precision file, and what pruning saves of those that it would take unpruned."""
+        size = f"{self.sparse_bytes / 1e6:.2f} MB of {self.dense_bytes / 1e6:.2f} MB"
+        both = self.saved(self.dense_bytes / self.sparse_bytes, 1)
+        if self.unpruned_sparse_bytes is None:
+            return f"{size}, {both}"
+        own = self.saved(self.unpruned_sparse_bytes / self.sparse_bytes, 1)
+        return f"pruning {own} ({self.unpruned_sparse_bytes / 1e6:.2f} MB unpruned); with coding {both} ({size})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +105,11 @@ class Run:
 
     @property
     def allocation(self) -> str:
-        """The rule that chose how much of each layer goes, what of, and whether the first layer was kept dense."""
-        filters = f", filters by {self.metrics.filter_importance}" if self.metrics.granularity == "filter" else ""
-        return self.metrics.allocation + filters + (", first layer dense" if self.metrics.keep_first_layer else "")
+        """The rule that chose how much of each layer goes, what of and by what, and whether the first stayed dense."""
+        metrics = self.metrics
+        filters = f", filters by {metrics.filter_importance}" if metrics.granularity == "filter" else ""
+        by = "" if metrics.criterion == Settings.criterion else f", {CRITERIA[metrics.criterion]}"
+        return metrics.allocation + filters + by + (", first layer dense" if metrics.keep_first_layer else "")
 
     @property
     def taught(self) -> str:
@@ -105,6 +123,9 @@ class Run:
         metrics = self.metrics
         usual = metrics.schedule != "gradual" or metrics.gradual_fraction == Settings.gradual_fraction
         when = metrics.schedule + ("" if usual else f" (fraction {metrics.gradual_fraction:g})")
+        if metrics.schedule == "iterative":
+            back = "" if metrics.rewind == "none" else f", {metrics.rewind} rewound"
+            when += f" ({counted(metrics.rounds, 'round')}{back})"
         parts = [when, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
         return ", ".join(filter(None, parts))
 
@@ -117,8 +138,20 @@ class Run:
     def recipe(self) -> tuple[str, ...]:
         """What runs share that compare: the study, the data and the training."""
         shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
-        images = {name: self.metrics.dataset.get(name) for name in ("name", "source")}
-        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **images}.items())))
+        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **self.images}.items())))
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """The images that it was trained and judged on."""
+        return {name: self.metrics.dataset.get(name) for name in ("name", "source")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best dense networks of any recipe: where they are from, and the test accuracy of each."""
+
+    name: str
+    accuracies: tuple[float, ...]
 
 
 Arm = dict[int, Run]  # seed → run
@@ -142,11 +175,12 @@ def peculiar(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
     return ", ".join(s for s in group[0].recipe[1:] if s not in shared and s.split()[0] not in beside)
 
 
-def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block]:
-    """Returns the curve of every allocation and schedule, and what each loses against the dense control.
+def accuracy_against_sparsity(group: Sequence[Run], settings: str, best: Best | None = None) -> list[Block]:
+    """Returns the curve of every allocation and schedule, and what each loses against the dense controls.
 
     `settings` are those of its training that the caption must name. Arms that were fine-tuned with distillation are
-    also compared with the control that was distilled in the same way, if there is one.
+    also compared with the control that was distilled in the same way, if there is one. `best` are the best dense
+    networks of any recipe: where they are not the group's own control, all arms are compared with them too.
     """
     arms, controls, repeated = arms_of(group)
     study = group[0].study
@@ -158,7 +192,7 @@ def accuracy_against_sparsity(group: Sequence[Run], settings: str) -> list[Block
     return [
         Heading(title, link("sparsity", str(group[0].recipe))),
         curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}", unit_of(first)),
-        losses_of(arms, controls, recipe),
+        losses_of(arms, controls, recipe, best),
         *([left_out] if repeated else []),
     ]
 
@@ -200,9 +234,11 @@ def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     return Picture(text, figure)
 
 
-def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str) -> Table:
+def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str, best: Best | None = None) -> Table:
     """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves."""
     distilled = bool(controls.keys() - {""})
+    own = sorted(run.metrics.finetuned_accuracy for run in controls.get("", {}).values())
+    other = best if best is not None and sorted(best.accuracies) != own else None
     rows = []
     for (rule, _), arm in arms.items():
         one = next(iter(arm.values()))
@@ -216,17 +252,26 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
                 accuracy_text(mean(arm, ACCURACY)),
                 _against(arm, controls.get("", {})),
                 *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
+                *([_against_best(arm, other)] if other else []),
                 measures.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
                 measures.ratio(mean(arm, "theoretical_speedup").estimate, useless),
-                f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB",
+                f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB{_own_part(arm)}",
             ]
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
     head += ["against dense, distilled alike [points]"] if distilled else []
+    head += ["against the best dense networks [points]"] if other else []
     for taught, arm in controls.items():
         accuracy = accuracy_text(mean(arm, ACCURACY))
         caption += f"; dense control, {control_name(taught)}: {accuracy} % ({counted(len(arm), 'seed')})"
-    return Table([*head, "compression", "multiply-adds", "file"], rows, f"{caption}. Differences seed by seed; {BOLD}.")
+    if other:
+        found = accuracy_text(stats.mean(other.accuracies))
+        caption += (
+            f"; best dense networks of any recipe: {other.name}, {found} % ({counted(len(other.accuracies), 'value')}"
+        )
+        caption += ", compared unpaired: Welch's t)"
+    head += ["compression", "multiply-adds", "file (pruning's own part)"]
+    return Table(head, rows, f"{caption}. Differences seed by seed; {BOLD}.")
 
 
 def control_name(taught: str) -> str:
@@ -264,3 +309,19 @@ def _against(arm: Mapping[int, Run], control: Mapping[int, Run]) -> str:
 
 def _per_cent(arm: Mapping[int, Run]) -> comparison.Arm:
     return {seed: {ACCURACY: 100 * run.metrics.finetuned_accuracy} for seed, run in arm.items()}
+
+
+def _against_best(arm: Mapping[int, Run], best: Best) -> str:
+    """Returns the difference of the means in points, unpaired, with Welch's interval."""
+    ours = [100 * run.metrics.finetuned_accuracy for run in arm.values()]
+    return difference(stats.welch_difference(ours, [100 * accuracy for accuracy in best.accuracies]), 2)
+
+
+def _own_part(arm: Mapping[int, Run]) -> str:
+    """Returns how many times smaller than the unpruned network's, in the same format, the file is, where measured."""
+    ratios = [
+        run.metrics.unpruned_sparse_bytes / run.metrics.sparse_bytes
+        for run in arm.values()
+        if run.metrics.unpruned_sparse_bytes is not None
+    ]
+    return f" ({sum(ratios) / len(ratios):.1f}×)" if len(ratios) == len(arm) else ""

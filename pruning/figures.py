@@ -225,10 +225,15 @@ def table(metrics: Mapping[str, Any]) -> str:
         f"test accuracy: dense {metrics['dense_accuracy']:.4f}, pruned {metrics['pruned_accuracy']:.4f}, "
         f"recalibrated {metrics['recalibrated_accuracy']:.4f}, fine-tuned {metrics['finetuned_accuracy']:.4f}",
     ]
+    lines.append(
+        f"{'file':10}{'unpruned':>12} bytes{'coding':>9}{'pruned':>14} bytes{'pruning':>9}{'both':>9}  accuracy"
+    )
     for values, file in metrics["sparse_files"].items():
+        parts = ("coding_ratio", "pruning_ratio", "dense_over_sparse")
+        coding, pruning, both = (f"{file[part]:,.1f}×" for part in parts)
         lines.append(
-            f"{values:10} file {file['bytes']:>11,} bytes, {file['dense_over_sparse']:,.1f}× smaller than dense, "
-            f"accuracy {file['accuracy']:.4f}" + (f" ({CHANCE})" if at_chance(file["accuracy"], images) else "")
+            f"{values:10}{file['unpruned_bytes']:>12,}{coding:>15}{file['bytes']:>14,}{pruning:>15}{both:>9}"
+            f"  {file['accuracy']:.4f}" + (f" ({CHANCE})" if at_chance(file["accuracy"], images) else "")
         )
     return "\n".join(lines)
 

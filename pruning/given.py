@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import RunError
 from common.files import load_weights
+from pruning.masks import Masks
 from pruning.sparse_file import load_sparse
 from pruning.vgg import CLASSES, VGG11, full_widths, widths_of
+
+FEW_ZEROS = 0.01  # share of exact zeros up to which a network without masks is dense: 6e-5 after one epoch on digits
 
 
 def read_network(
@@ -61,6 +64,39 @@ def read_network(
         if name.endswith("running_var") and (tensor < 0).any():
             raise RunError(f"{path}: {name} holds negative variances")
     return result
+
+
+def read_masks(path: Path, classes: int = CLASSES) -> Masks | None:
+    """Returns which convolution weights the network in a file keeps; None if it is dense.
+
+    A sparse file has its masks, and so has a state dict of torch.nn.utils.prune. In any other file exact zeros count,
+    if they are more than 1 % of the convolution weights: training leaves hardly one of a dense network at exactly zero.
+    The zeros of a filter that still is the identity, as before any training, do not count.
+    """
+    weights = read_network(path, classes=classes)
+    kept = {
+        name.removesuffix(".weight"): (tensor != 0) | _is_identity(tensor)
+        for name, tensor in weights.items()
+        if tensor.dim() == 4
+    }
+    if path.suffix == ".sparse":
+        stored = load_sparse(path).masks
+    else:
+        tensors = _without_prefix(_tensors(path)).items()
+        stored = {n.removesuffix(".weight_mask"): mask != 0 for n, mask in tensors if n.endswith(".weight_mask")}
+    if stored:
+        kept = {name: stored.get(name, torch.ones_like(mask)) for name, mask in kept.items()}
+    dropped = sum(int((~mask).count_nonzero()) for mask in kept.values())
+    few = 0 if stored else FEW_ZEROS * sum(mask.numel() for mask in kept.values())
+    return kept if dropped > few else None
+
+
+def _is_identity(weight: Tensor) -> Tensor:
+    """Returns which filters of a weight `(out, in, 3, 3)` copy their input channel, as bools `(out, 1, 1, 1)`."""
+    identity = torch.zeros_like(weight)
+    nn.init.dirac_(identity[: weight.shape[1]])
+    copies = (weight == identity).flatten(1).all(1) & (identity != 0).flatten(1).any(1)
+    return copies.view(-1, 1, 1, 1)
 
 
 def _expected(classes: int, widths: tuple[int, ...] | None) -> dict[str, Tensor]:

@@ -20,13 +20,15 @@ def pruned_count(weights: int, sparsity: float) -> int:
 def mask_from_scores(scores: Tensor, sparsity: float, kept: Tensor | None = None) -> Tensor:
     """Returns the mask that drops the fraction `sparsity` with the lowest scores.
 
-    Equal scores do not change the count. The weights that `kept` has dropped already are dropped first, so masks of
-    rising sparsity are nested.
+    Equal scores do not change the count. What `kept` has dropped already is dropped first, and never comes back, so
+    masks of rising sparsity are nested.
     """
+    count = pruned_count(scores.numel(), sparsity)
     if kept is not None:
         scores = torch.where(kept, scores, -math.inf)
+        count = max(count, kept.numel() - int(kept.count_nonzero()))
     flat = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    lowest = scores.flatten().topk(pruned_count(scores.numel(), sparsity), largest=False, sorted=False)
+    lowest = scores.flatten().topk(count, largest=False, sorted=False)
     flat[lowest.indices] = False
     return torch.empty_like(scores, dtype=torch.bool).copy_(flat.view(scores.shape))  # in the weight's memory format
 
@@ -38,13 +40,18 @@ def magnitude_mask(weight: Tensor, sparsity: float, kept: Tensor | None = None) 
 
 
 @torch.no_grad()
-def random_mask(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
-    """Returns a mask that drops weights at random: the control for every criterion, at the same sparsity.
+def random_mask(weight: Tensor, sparsity: float, generator: torch.Generator, kept: Tensor | None = None) -> Tensor:
+    """Returns a mask that drops weights at random, after those not in `kept`: the control for every criterion.
 
     From the same state of the generator, masks of rising sparsity are nested.
     """
     scores = torch.rand(weight.shape, generator=generator, device=generator.device)
-    return mask_from_scores(torch.empty_like(weight).copy_(scores), sparsity)
+    return mask_from_scores(torch.empty_like(weight).copy_(scores), sparsity, kept)
+
+
+def masks_from_scores(scores: Mapping[str, Tensor], sparsities: Mapping[str, float], kept: Masks | None) -> Masks:
+    """Returns the `mask_from_scores` of every layer, at the layer's sparsity."""
+    return {n: mask_from_scores(s, sparsities[n], None if kept is None else kept[n]) for n, s in scores.items()}
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], kept: Masks | None = None) -> Masks:
@@ -52,13 +59,18 @@ def magnitude_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, floa
     return {n: magnitude_mask(w, sparsities[n], None if kept is None else kept[n]) for n, w in weights.items()}
 
 
-def random_masks(weights: Mapping[str, Tensor], sparsities: Mapping[str, float], seed: int) -> Masks:
+def random_masks(
+    weights: Mapping[str, Tensor], sparsities: Mapping[str, float], seed: int, kept: Masks | None = None
+) -> Masks:
     """Returns the `random_mask` of every layer, at the layer's sparsity.
 
     The same `seed` gives the same masks, and nested ones for rising sparsities.
     """
     generator = torch.Generator().manual_seed(seed)
-    return {name: random_mask(weight, sparsities[name], generator) for name, weight in weights.items()}
+    return {
+        name: random_mask(weight, sparsities[name], generator, None if kept is None else kept[name])
+        for name, weight in weights.items()
+    }
 
 
 @torch.no_grad()

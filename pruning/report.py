@@ -30,6 +30,7 @@ from pruning.arms import (
     percent,
     training,
 )
+from pruning.fair import at_equal_multiply_adds, best_dense
 from pruning.savings import accuracy_against_savings, measured_text
 
 CAPTIONS = {
@@ -75,7 +76,8 @@ def section(folders: Sequence[Folder]) -> Section:
         ]
     groups = comparable(runs)
     for group in groups:
-        blocks += accuracy_against_sparsity(group, peculiar(group, groups))
+        blocks += accuracy_against_sparsity(group, peculiar(group, groups), best_dense(group[0], runs))
+        blocks += at_equal_multiply_adds(group)
     blocks += accuracy_against_savings(runs)
     if runs:
         studies = dict.fromkeys(group[0].study for group in groups)
@@ -155,7 +157,6 @@ def place(accuracy: Interval, said: float) -> str:
 def said_and_measured(run: Run) -> Table:
     """Returns the original report's figures beside those of one run."""
     metrics = run.metrics
-    ratio = metrics.dense_bytes / metrics.sparse_bytes
     recalibrated = recalibrated_text(metrics)
     rows = [
         ["dense test accuracy", "87 %", percent(metrics.dense_accuracy)],
@@ -165,11 +166,7 @@ def said_and_measured(run: Run) -> Table:
         ["convolution weights kept", "23 %", percent(metrics.conv_weights_kept)],
         ["compression, all parameters", "", metrics.saved(metrics.compression_ratio)],
         ["multiply-adds saved", "", metrics.saved(metrics.theoretical_speedup)],
-        [
-            "file, half precision",
-            "",
-            f"{metrics.sparse_bytes / 1e6:.2f} MB of {metrics.dense_bytes / 1e6:.2f} MB, {metrics.saved(ratio, 1)}",
-        ],
+        ["file, half precision", "", metrics.file],
     ]
     caption = f"Run {run.folder.name}, seed {metrics.seed}: {training(metrics)}."
     return Table(["", "the original report", "we measured"], rows, caption)

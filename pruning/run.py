@@ -11,16 +11,18 @@ from typing import Any
 from common import cli, data
 from common.device import set_up
 from common.experiment import Run, say
-from pruning import account, figures, measures
-from pruning.allocation import choose
+from pruning import account, figures, measures, rounds
+from pruning.allocation import Sparsities, choose, sparsities_of
 from pruning.calibration import batches, recalibrated
-from pruning.filters import clear_filters, filter_counts, ranked, weight_masks
-from pruning.given import read_network
+from pruning.criteria import Scorer, Scores, scorer
+from pruning.filters import clear_filters, filter_counts, weight_masks
 from pruning.masks import Masks, apply_masks
+from pruning.rewind import require_learning
 from pruning.schedule import MaskSchedule
 from pruning.sensitivity import Sensitivity, scan
 from pruning.settings import Settings
 from pruning.smaller import account_smaller, export_onnx, require_onnx, smaller_network
+from pruning.sparse_start import check_given, kept_weights, not_below
 from pruning.train import fine_tune, train_dense
 from pruning.trained import SMALLER, TrainedNetwork
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
@@ -33,8 +35,8 @@ def main(settings: Settings) -> None:
         say(f"note: --dense-weights trains no dense network: {', '.join(unused)} has no effect")
     if settings.onnx:
         require_onnx("--onnx")
-    if settings.dense_weights is not None and settings.resume is None:
-        read_network(settings.dense_weights, say)  # refused before any work, if at all
+    if settings.resume is None:
+        check_given(settings)  # refused before any work, if at all
     device = set_up(settings.device, settings.threads)
     dataset = data.load(
         settings.dataset,
@@ -44,6 +46,8 @@ def main(settings: Settings) -> None:
         device=device,
         max_images=settings.max_images,
     )
+    if settings.resume is None:
+        require_learning(settings, len(dataset.train))
     held_out = dataset.validation.head(settings.scan_images)  # every choice is made on these images, none on test
     run = Run(settings, "pruning", f"{dataset.name}-{settings.allocation}-{settings.schedule}", device)
     if run.finished:
@@ -65,30 +69,22 @@ def main(settings: Settings) -> None:
     dense = train_dense(run, settings, dataset)
     measure("dense_accuracy", dense, dataset.test)
     measure("dense_validation_accuracy", dense, held_out)
+    kept = kept_weights(run, settings, prunable_weights(dense))  # of a network that was given sparse
 
     say("2/6 sensitivity scan")
-    metrics["sensitivity"] = run.remembered("sensitivity", lambda: scan_layers(run, settings, dataset, held_out, dense))
+    score = scorer(settings.criterion, dataset, settings.label_smoothing, settings.ranked_by)
+    metrics["sensitivity"] = run.remembered(
+        "sensitivity", lambda: scan_layers(run, settings, dataset, held_out, dense, score)
+    )
 
     say(f"3/6 choosing sparsities: {settings.allocation}")
-    weights = ranked(dense, settings.ranked_by)
-    curves, accuracy = metrics["sensitivity"], metrics["dense_validation_accuracy"]
-    sparsities = run.remembered(
-        "sparsities",
-        lambda: choose(
-            settings.allocation,
-            weights,
-            settings.sparsity,
-            curves,
-            accuracy,
-            settings.accuracy_budget,
-            settings.keep_first_layer,
-        ),
-    )
-    schedule = MaskSchedule.from_settings(settings, sparsities)
+    scores = score(dense)
+    sparsities = run.remembered("sparsities", lambda: not_below(choose_sparsities(settings, scores, metrics), kept))
+    schedule = MaskSchedule.from_settings(settings, sparsities, kept)
 
     say(f"4/6 pruning ({settings.schedule}) and fine-tuning")
     pruned = copy.deepcopy(dense)  # only to measure what pruning costs before any fine-tuning
-    at_once = weight_masks(dense, schedule.final_masks(weights), settings.ranked_by)
+    at_once = weight_masks(dense, schedule.final_masks(scores), settings.ranked_by)
     apply_masks(prunable_weights(pruned), at_once)
     if settings.granularity == "filter":
         clear_filters(pruned, at_once)
@@ -97,8 +93,12 @@ def main(settings: Settings) -> None:
     measure("recalibrated_accuracy", pruned, dataset.test)
     measure("recalibrated_validation_accuracy", pruned, held_out)
     network = copy.deepcopy(dense)
-    masks = fine_tune(run, settings, dataset, network, schedule)
+    masks = fine_tune(run, settings, dataset, network, schedule, score)
     measure("finetuned_accuracy", network, dataset.test)
+    if schedule.rounds > 1:
+        metrics["by_round"] = run.remembered(
+            "by_round", lambda: rounds.outcomes(run, network, dataset, schedule.rounds)
+        )
 
     say("5/6 accounting")
     example = dataset.normalise(dataset.test.images[: settings.batch_size])
@@ -113,9 +113,10 @@ def main(settings: Settings) -> None:
     metrics["dense_bytes"] = (run.checkpoints / "dense.safetensors").stat().st_size
     metrics["sparse_files"] = run.remembered(
         "sparse_files",
-        lambda: account.save_sparse_files(run.checkpoints, network, masks, metrics["dense_bytes"], dataset),
+        lambda: account.save_sparse_files(run.checkpoints, network, masks, metrics["dense_bytes"], dataset, dense),
     )
     metrics["sparse_bytes"] = metrics["sparse_files"]["float16"]["bytes"]
+    metrics["unpruned_sparse_bytes"] = metrics["sparse_files"]["float16"]["unpruned_bytes"]
     if smaller is not None:
         metrics |= filter_counts(masks.values())
         path, latency = run.checkpoints / SMALLER, metrics["latency"]
@@ -130,7 +131,9 @@ def main(settings: Settings) -> None:
     print(run.path)
 
 
-def scan_layers(run: Run, settings: Settings, dataset: data.Dataset, split: data.Split, dense: VGG11) -> Sensitivity:
+def scan_layers(
+    run: Run, settings: Settings, dataset: data.Dataset, split: data.Split, dense: VGG11, score: Scorer
+) -> Sensitivity:
     """Returns the accuracy on `split` for every layer pruned alone, at each sparsity of the scan.
 
     With `--retrain-per-layer` every layer is scanned on a network trained anew, as in the original report.
@@ -138,22 +141,43 @@ def scan_layers(run: Run, settings: Settings, dataset: data.Dataset, split: data
     inputs, labels = measures.inputs(dataset, split), split.labels
     calibration = batches(dataset) if settings.recalibrate else None
     if not settings.retrain_per_layer:
-        return scan(dense, inputs, labels, calibration=calibration, importance=settings.ranked_by)
+        return scan(dense, inputs, labels, calibration=calibration, scores=score(dense), importance=settings.ranked_by)
     curves: Sensitivity = {}
     for layer in prunable_layers(dense):
         retrained = train_dense(run, settings, dataset, f"dense-{layer}")
         curves |= scan(
-            retrained, inputs, labels, layers=[layer], calibration=calibration, importance=settings.ranked_by
+            retrained,
+            inputs,
+            labels,
+            layers=[layer],
+            calibration=calibration,
+            scores=score(retrained),
+            importance=settings.ranked_by,
         )
     return curves
 
 
+def choose_sparsities(settings: Settings, scores: Scores, metrics: dict[str, Any]) -> Sparsities:
+    """Returns the sparsity of each layer by the rule of `settings`, from the dense network's scores and its scan."""
+    return choose(
+        settings.allocation,
+        scores,
+        settings.sparsity,
+        metrics["sensitivity"],
+        metrics["dense_validation_accuracy"],
+        settings.accuracy_budget,
+        settings.keep_first_layer,
+        sparsities_of(settings.sparsities_from) if settings.sparsities_from is not None else None,
+    )
+
+
 def draw(run: Run, metrics: dict[str, Any], dense: VGG11, network: VGG11, masks: Masks, caption: str) -> None:
     """Writes every figure, and the histograms of the weights to TensorBoard."""
+    trained = rounds.history(run, len(metrics.get("by_round", [1])))
     before, after = ({n: w.detach() for n, w in prunable_weights(m).items()} for m in (dense, network))
     start = metrics["dense_validation_accuracy"]
     sparsities = {row["name"]: row.get("filter_sparsity", row["sparsity"]) for row in metrics["layers"]}
-    run.figure("training", figures.training(run.history("dense"), run.history("finetuned"), caption))
+    run.figure("training", figures.training(run.history("dense"), trained, caption))
     run.figure("sensitivity", figures.sensitivity(metrics["sensitivity"], start, sparsities, caption))
     run.figure("weights", figures.weights(before, after, masks, caption))
     run.figure("layers", figures.layers(metrics["layers"], caption))

@@ -12,8 +12,11 @@ from common.cli import RunSettings
 from common.errors import UsageError
 from common.extending import Extension
 from pruning.allocation import Allocation
+from pruning.criteria import Criterion
 from pruning.filters import Granularity, Importance
 from pruning.vgg import Initialisation
+
+EARLY = "rewind.safetensors"  # in a run's checkpoints: the weights of the early step that --rewind weights goes back to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Settings(RunSettings):
     # 1. Train
     dense_weights: Path | None = None
     """Trained network to start from: the file checkpoints/dense.safetensors of a run; none trains one.
-    A state dict that torch saved (.pt, .pth) and a sparse file of this project (.sparse) are read too."""
+    A state dict that torch saved (.pt, .pth) and a sparse file of this project (.sparse) are read too.
+    The zeros of a network that is sparse already stay zero; --sparsity counts them."""
     initialisation: Initialisation = "identity"
     """Start of the convolutions: the identity (airbench, Jordan 2024), or default, PyTorch's own random weights.
     A network that starts as the identity loses much less accuracy when it is pruned."""
@@ -93,8 +97,13 @@ class Settings(RunSettings):
     allocation: Allocation = "reference"
     """Rule for how much of each layer to prune.
     reference: the sparsities of the original report. scan: from the sensitivity curves. uniform: the same everywhere.
-    global, lamp: one threshold for the whole network. erk: Erdős–Rényi kernel.
-    random: the control; it drops random weights, at the reference sparsities or at --sparsity in every layer."""
+    global, lamp: one threshold for the whole network. erk: Erdős–Rényi kernel. given: those of --sparsities-from.
+    random: short for --criterion random, at the reference sparsities or at --sparsity in every layer."""
+    sparsities_from: Path | None = None
+    """Folder of a finished run whose layers' sparsities --allocation given takes."""
+    criterion: Criterion = "magnitude"
+    """Which weights of a layer go: those of the smallest magnitude (Han et al. 2015), or of the smallest (g·w)².
+    taylor: g is the gradient on training batches (Molchanov et al. 2019). random: the control, any weights."""
     sparsity: Annotated[float, Ge(0), Lt(1)] | None = None
     """Fraction of all convolution weights to prune; with --granularity filter, of all filters.
     none: .7703, as in the original report (.7231 of the filters); with scan, as much as --accuracy-budget allows."""
@@ -105,8 +114,18 @@ class Settings(RunSettings):
     At high sparsity an equal share leaves the first layer a few dozen weights, which makes uniform and random weak."""
 
     # 4. Prune and fine-tune
-    schedule: Literal["one-shot", "gradual"] = "one-shot"
-    """When to prune: all at once before the fine-tuning, or along a cubic curve during it (Zhu & Gupta 2017)."""
+    schedule: Literal["one-shot", "gradual", "iterative"] = "one-shot"
+    """When to prune: all at once before the fine-tuning, or along a cubic curve during it (Zhu & Gupta 2017).
+    iterative: in --rounds, each prunes the same fraction of what is left and trains again (Han et al. 2015)."""
+    rounds: Annotated[int, Ge(1)] = 5
+    """Rounds of the iterative schedule."""
+    rewind: Literal["none", "weights", "rate"] = "none"
+    """What each round of the iterative schedule goes back to. none: nothing, it fine-tunes.
+    weights: the weights of an early step of the dense training, which is repeated from there (Frankle et al. 2019).
+    rate: the learning rate of that step alone; its schedule is repeated from there (Renda et al. 2020)."""
+    rewind_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """The early step to rewind to, as a fraction of the dense training; 0 is its start.
+    Frankle et al. 2019 use the first few per cent; their larger networks find no tickets at the start."""
     gradual_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.7
     """Fraction of the fine-tuning after which gradual pruning reaches the final sparsity."""
     gradual_every: Annotated[int, Ge(1)] = 50
@@ -121,10 +140,10 @@ class Settings(RunSettings):
     temperature: Annotated[float, Gt(0)] = 4.0
     """Temperature of the distillation: both networks' logits are divided by it (4: Zagoruyko & Komodakis 2017)."""
     finetune_epochs: Annotated[int, Ge(1)] = 4
-    """Passes over the training split after pruning, or while pruning gradually. With --extend RUN the new total: the
-    fine-tuning goes on under the masks that it ended with."""
+    """Passes over the training split after pruning, while pruning gradually, or in each round without rewinding.
+    With --extend RUN the new total: the fine-tuning goes on under the masks that it ended with."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
-    """Peak learning rate of the fine-tuning."""
+    """Peak learning rate of the fine-tuning; what rewinds repeats the dense training's."""
     finetune_warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     """Fraction of the fine-tuning after which its learning rate peaks."""
 
@@ -168,7 +187,7 @@ class Settings(RunSettings):
             raise UsageError(
                 f"--sparsity {self.sparsity} with --allocation reference, whose sparsities are fixed: choose {others}"
             )
-        fixed = self.allocation == "reference" or (self.allocation == "random" and self.sparsity is None)
+        fixed = self.allocation in ("reference", "given") or (self.allocation == "random" and self.sparsity is None)
         if self.keep_first_layer and fixed:
             raise UsageError(
                 f"--keep-first-layer with --allocation {self.allocation}, whose sparsities are fixed: choose another "
@@ -179,14 +198,64 @@ class Settings(RunSettings):
             raise UsageError(f"--accuracy-budget {budget}: it is only for --allocation scan without --sparsity")
         if self.regrow and self.allocation == "random":
             raise UsageError(f"--regrow {self.regrow} with --allocation random: the control does not look at gradients")
+        self._check_criterion()
+        self._check_filters()
+        self._check_rewinding()
         if self.temperature != Settings.temperature and not self.distillation:
             raise UsageError(f"--temperature {self.temperature}: it is only for --distillation above 0")
-        if self.granularity == "filter" and self.allocation == "erk":
-            raise UsageError("--allocation erk with --granularity filter: its densities are those of single weights")
-        if self.granularity == "filter" and self.regrow:
-            raise UsageError(f"--regrow {self.regrow} with --granularity filter: a dropped filter has no gradient")
-        if self.granularity == "weight" and self.filter_importance != Settings.filter_importance:
-            raise UsageError(f"--filter-importance {self.filter_importance}: it is only for --granularity filter")
         for name in ("gradual_fraction", "gradual_every", "regrow"):
             if self.schedule != "gradual" and getattr(self, name) != getattr(Settings, name):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: it is only for --schedule gradual")
+
+    def _check_criterion(self) -> None:
+        if self.sparsities_from is not None and self.allocation != "given":
+            raise UsageError(f"--sparsities-from {self.sparsities_from}: it is only for --allocation given")
+        if self.allocation == "given" and self.sparsity is not None:
+            raise UsageError(
+                f"--sparsity {self.sparsity} with --allocation given, whose sparsities are those of --sparsities-from"
+            )
+        if self.sparsities_from is not None and self.resume is None and not self.sparsities_from.is_dir():
+            raise UsageError(f"--sparsities-from {self.sparsities_from}: no such folder")
+        if self.criterion == "taylor" and self.allocation in ("lamp", "random"):
+            why = "LAMP's score is one of magnitudes" if self.allocation == "lamp" else "its masks are random"
+            raise UsageError(f"--criterion taylor with --allocation {self.allocation}: {why}; choose global, say")
+        if self.regrow and self.criterion != "magnitude":
+            raise UsageError(f"--regrow {self.regrow} with --criterion {self.criterion}: it swaps weights by magnitude")
+
+    def _check_filters(self) -> None:
+        if self.granularity == "weight":
+            if self.filter_importance != Settings.filter_importance:
+                raise UsageError(f"--filter-importance {self.filter_importance}: it is only for --granularity filter")
+            return
+        if self.allocation in ("erk", "given"):
+            raise UsageError(
+                f"--allocation {self.allocation} with --granularity filter: its sparsities are those of single weights"
+            )
+        if self.criterion == "taylor":
+            raise UsageError("--criterion taylor with --granularity filter: --filter-importance ranks filters")
+        if self.regrow:
+            raise UsageError(f"--regrow {self.regrow} with --granularity filter: a dropped filter has no gradient")
+
+    def _check_rewinding(self) -> None:
+        for name in ("rounds", "rewind"):
+            if self.schedule != "iterative" and getattr(self, name) != getattr(Settings, name):
+                raise UsageError(f"--{name} {getattr(self, name)}: it is only for --schedule iterative")
+        if self.rewind == "none":
+            if self.rewind_fraction != Settings.rewind_fraction:
+                raise UsageError(f"--rewind-fraction {self.rewind_fraction}: it is only for --rewind weights or rate")
+            return
+        if self.extended_from is not None:
+            raise UsageError(f"--extend with --rewind {self.rewind}: each round repeats the dense training, no more")
+        for name in ("finetune_learning_rate", "finetune_warmup"):
+            if getattr(self, name) != getattr(Settings, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: it is only for --rewind none; with --rewind "
+                    f"{self.rewind} each round repeats the rate of the dense training"
+                )
+        if self.rewind == "weights" and self.dense_weights is not None and self.resume is None:
+            early = self.dense_weights.with_name(EARLY)
+            if not early.is_file():
+                raise UsageError(
+                    f"--rewind weights with --dense-weights {self.dense_weights}: there is no {EARLY} beside it, the "
+                    "weights of an early step that a run with --rewind weights keeps"
+                )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,14 +16,17 @@ from common.device import autocast, random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run
 from common.files import load_weights, save_weights
-from common.training import Recipe, TrainState, fit, triangular
+from common.training import Recipe, TrainState, fit
 from pruning import measures
 from pruning.calibration import batches, recalibrate
-from pruning.filters import Importance, clear_filters, ranked, ranked_masks, weight_masks
+from pruning.criteria import Scorer, scorer
+from pruning.filters import Importance, clear_filters, ranked_masks, weight_masks
 from pruning.given import read_network
 from pruning.masks import Masks, apply_masks, clear_empty_filters, forget_momentum
+from pruning.rewind import dense_recipe, do_nothing, early_weights, finetune_recipe, keeper, rewind_step
+from pruning.rounds import masks_file, stages
 from pruning.schedule import MaskSchedule
-from pruning.settings import Settings
+from pruning.settings import EARLY, Settings
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
 
@@ -40,39 +43,53 @@ def train_dense(run: Run, settings: Settings, dataset: Dataset, stage: str = "de
 
     def trained() -> dict[str, Tensor]:
         if settings.dense_weights is not None:
+            if settings.rewind == "weights":
+                early_weights(run, settings, len(dataset.train))  # refused now rather than after the scan
             return read_network(settings.dense_weights, classes=len(dataset.classes))
-        recipe = _recipe(settings, settings.epochs, settings.warmup)
-        return _fit(run, stage, settings, dataset, network, recipe, settings.learning_rate).state_dict()
+        keep = keeper(run, settings, network, len(dataset.train)) if stage == "dense" else do_nothing
+        recipe = dense_recipe(settings)
+        return _fit(run, stage, settings, dataset, network, recipe, settings.learning_rate, keep).state_dict()
 
     origin = settings.dense_weights or run.checkpoints / f"{stage}.safetensors"
     _load(network, run.remembered_weights(stage, trained), origin)
     return network
 
 
-def fine_tune(run: Run, settings: Settings, dataset: Dataset, network: VGG11, schedule: MaskSchedule) -> Masks:
-    """Fine-tunes the dense `network` in place under the masks of `schedule`, and returns the masks it ends with.
+def fine_tune(
+    run: Run, settings: Settings, dataset: Dataset, network: VGG11, schedule: MaskSchedule, score: Scorer | None = None
+) -> Masks:
+    """Prunes the dense `network` by its `score` and trains it under the masks of `schedule`, in as many rounds.
 
-    With `distillation` the network as it was before any pruning is the teacher.
+    Without a `score` it is the one of the settings. The network is changed in place. Returns the masks that it ends
+    with. Every round but the last one leaves its network in the run folder. With `distillation` the network as it was
+    before any pruning is the teacher.
 
     Raises:
         RunError: the run folder holds masks of another network.
     """
+    score = score or scorer(settings.criterion, dataset, settings.label_smoothing, settings.ranked_by)
+    teacher = copy.deepcopy(network).eval() if settings.distillation else None
+    masks: Masks | None = None
+    for number, stage in enumerate(stages(schedule.rounds), 1):
 
-    def tuned() -> dict[str, Tensor]:
-        teacher = copy.deepcopy(network).eval() if settings.distillation else None
-        pruner = Pruner(network, schedule, settings.ranked_by)
-        if settings.recalibrate:
-            recalibrate(network, batches(dataset))
-        if (tuned_before := run.start_weights("finetuned")) is not None:
-            pruner.go_on(tuned_before, run.start_weights("masks") or {})
-        recipe = _recipe(settings, settings.finetune_epochs, settings.finetune_warmup)
-        rate = settings.finetune_learning_rate
-        result = _fit(run, "finetuned", settings, dataset, network, recipe, rate, pruner, teacher)
-        save_weights(run.checkpoints / "masks.safetensors", pruner.masks)
-        return result.state_dict()
+        def tuned(number: int = number, stage: str = stage, kept: Masks | None = masks) -> dict[str, Tensor]:
+            before = None if kept is None else ranked_masks(kept, settings.ranked_by)
+            chosen = weight_masks(network, schedule.first_masks(score(network), number, before), settings.ranked_by)
+            if settings.rewind == "weights":
+                _load(network, early_weights(run, settings, len(dataset.train)), run.checkpoints / EARLY)
+            pruner = Pruner(network, chosen, schedule, score, settings.ranked_by)
+            if settings.recalibrate:
+                recalibrate(network, batches(dataset))
+            if (tuned_before := run.start_weights(stage)) is not None:
+                pruner.go_on(tuned_before, run.start_weights("masks") or {})
+            result = _fit_again(run, stage, settings, dataset, network, pruner, teacher)
+            save_weights(masks_file(run, stage), pruner.masks)
+            return result.state_dict()
 
-    _load(network, run.remembered_weights("finetuned", tuned), run.checkpoints / "finetuned.safetensors")
-    return _load_masks(run.checkpoints / "masks.safetensors", network)
+        _load(network, run.remembered_weights(stage, tuned), run.checkpoints / f"{stage}.safetensors")
+        masks = _load_masks(masks_file(run, stage), network)
+    assert masks is not None
+    return masks
 
 
 class Pruner:
@@ -83,11 +100,17 @@ class Pruner:
     With `importance` whole filters are pruned, and nothing of them comes back.
     """
 
-    def __init__(self, network: VGG11, schedule: MaskSchedule, importance: Importance | None = None) -> None:
-        """Prunes `network` to the first masks of `schedule`."""
-        self.network, self.schedule, self.importance = network, schedule, importance
-        first = schedule.first_masks(ranked(network, importance))
-        self.masks = weight_masks(network, first, importance)  # changed in place: checkpoints hold these tensors
+    def __init__(
+        self,
+        network: VGG11,
+        masks: Masks,
+        schedule: MaskSchedule,
+        score: Scorer,
+        importance: Importance | None = None,
+    ) -> None:
+        """Prunes `network` to `masks` of its weights, from where `schedule` goes on."""
+        self.network, self.schedule, self.score, self.importance = network, schedule, score, importance
+        self.masks = {name: mask.clone() for name, mask in masks.items()}  # changed in place: checkpoints hold these
         self._clear(network)
 
     def go_on(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -100,11 +123,13 @@ class Pruner:
     def after_step(self, state: TrainState) -> None:
         """Clears the dropped weights after a step of the optimiser, then prunes and regrows what is due."""
         self._drop(state.optimizer)
-        weights, kept = ranked(self.network, self.importance), ranked_masks(self.masks, self.importance)
-        pruned = self.schedule.masks_at(state.step, state.total_steps, weights, kept)
-        if pruned is not None:
-            self._change_to(pruned, state.optimizer)
-        regrown = self.schedule.regrown_at(state.step, state.total_steps, weights, self.masks)  # weights only
+        if self.schedule.is_due(state.step, state.total_steps):
+            scores, kept = self.score(self.network), ranked_masks(self.masks, self.importance)
+            pruned = self.schedule.masks_at(state.step, state.total_steps, scores, kept)
+            if pruned is not None:
+                self._change_to(pruned, state.optimizer)
+        weights = prunable_weights(self.network)
+        regrown = self.schedule.regrown_at(state.step, state.total_steps, weights, self.masks)  # single weights only
         if regrown is not None:
             self._change_to(regrown, state.optimizer)
         if isinstance(state.average, VGG11):
@@ -148,8 +173,24 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
 
 
-def _recipe(settings: Settings, epochs: int, warmup: float) -> Recipe:
-    return Recipe(epochs, settings.batch_size, triangular(warmup), settings.precision, settings.ema_decay)
+def _fit_again(
+    run: Run,
+    stage: str,
+    settings: Settings,
+    dataset: Dataset,
+    network: VGG11,
+    pruner: Pruner,
+    teacher: nn.Module | None,
+) -> nn.Module:
+    """Returns the pruned network after the fine-tuning, or after the dense training repeated from its early step on."""
+    if settings.rewind == "none":
+        recipe, rate, first_step = finetune_recipe(settings), settings.finetune_learning_rate, 0
+    else:
+        recipe, rate = dense_recipe(settings), settings.learning_rate
+        first_step = rewind_step(settings, len(dataset.train))
+    return _fit(
+        run, stage, settings, dataset, network, recipe, rate, pruner.after_step, pruner.masks, teacher, first_step
+    )
 
 
 def _optimizer(settings: Settings, network: VGG11, learning_rate: float) -> torch.optim.Optimizer:
@@ -176,8 +217,10 @@ def _fit(
     network: VGG11,
     recipe: Recipe,
     learning_rate: float,
-    pruner: Pruner | None = None,
+    after_step: Callable[[TrainState], None],
+    masks: Masks | None = None,
     teacher: nn.Module | None = None,
+    first_step: int = 0,
 ) -> nn.Module:
     """Returns the network, or its moving average, after the shared loop with augmentation and `training_loss`."""
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
@@ -206,9 +249,10 @@ def _fit(
         len(dataset.train),
         recipe,
         generator,
-        after_step=pruner.after_step if pruner else lambda state: None,
+        after_step=after_step,
         validate=validate,
-        carried=pruner.masks if pruner else None,
+        carried=masks,
+        first_step=first_step,
     )
 
 

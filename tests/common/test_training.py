@@ -39,11 +39,13 @@ def train(
     recipe: Recipe,
     batch_loss: BatchLoss = loss,
     after_step: Callable[[TrainState], None] = lambda state: None,
+    first_step: int = 0,
 ) -> nn.Module:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    return fit(run, "train", model, optimizer, batch_loss, len(X), recipe, generator, after_step=after_step)
+    more = {"after_step": after_step, "first_step": first_step}
+    return fit(run, "train", model, optimizer, batch_loss, len(X), recipe, generator, **more)  # type: ignore[arg-type]
 
 
 def recipe(epochs: int = 4, ema_decay: float = 0.0) -> Recipe:
@@ -55,13 +57,15 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_equals_a_loop_written_out(tmp_path: Path) -> None:
-    fitted = train(a_run(tmp_path), recipe())
-    model, generator, step = network(), torch.Generator().manual_seed(1), 0
+@pytest.mark.parametrize("first_step", [0, 4])
+def test_equals_a_loop_written_out(tmp_path: Path, first_step: int) -> None:
+    """From the first step on, or from one in the middle of the second epoch."""
+    fitted = train(a_run(tmp_path), recipe(), first_step=first_step)
+    model, generator, step = network(), torch.Generator().manual_seed(1), first_step
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for epoch in range(4):
+    for epoch in range(first_step // 3, 4):
         order = torch.randperm(50, generator=generator)
-        for batch in (order[:16], order[16:32], order[32:48]):  # the two left over wait for another epoch
+        for batch in (order[:16], order[16:32], order[32:48])[step % 3 :]:  # the two left over wait for another epoch
             done = step / 12
             optimizer.param_groups[0]["lr"] = 0.1 * (done / 0.25 if done < 0.25 else 1 - (done - 0.25) / 0.75)
             optimizer.zero_grad()

@@ -54,6 +54,21 @@ def test_counting_leaves_statistics_untouched() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_zeros_are_filled_with_the_other_weights_in_turn() -> None:
+    """So the file of an unpruned network of the same weights can be told where a run began with a sparse one."""
+    model = VGG11(initialisation="default")
+    weight = prunable_weights(model)["features.0"]
+    with torch.no_grad():
+        weight.zero_()[0, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0])
+    filled = account.without_zeros(model)
+    values, counts = filled["features.0.weight"].unique(return_counts=True)
+    assert values.tolist() == [1, 2, 3]
+    assert counts.tolist() == [576, 576, 576]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor[tensor != 0], filled[name][tensor != 0])
+    assert int(weight.count_nonzero()) == 3  # the network stays as it is
+
+
 def test_sparse_layer_equals_the_convolution() -> None:
     conv = nn.Conv2d(5, 7, 3, padding=1)
     apply_masks({"": conv.weight}, magnitude_masks({"": conv.weight}, {"": 0.8}))

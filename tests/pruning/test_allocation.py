@@ -1,6 +1,8 @@
 """Allocation rules: the target is met within one weight a layer, no layer vanishes, each rule is its paper's."""
 
 import itertools
+import json
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.errors import RunError
 from pruning import allocation
 from pruning.masks import magnitude_masks
 from pruning.sensitivity import SPARSITIES
@@ -152,7 +155,9 @@ def test_scan_with_accuracies_above_the_dense_one() -> None:
     assert all(0.9 < s < 1 for s in sparsities.values())
 
 
-@pytest.mark.parametrize("rule", sorted({*get_args(allocation.Allocation)} - {"reference"}))  # a new rule as well
+@pytest.mark.parametrize(
+    "rule", sorted({*get_args(allocation.Allocation)} - {"reference", "given"})
+)  # a new rule as well
 @pytest.mark.parametrize("sparsity", [None, 0.95])
 def test_every_allocation_reaches_its_target(
     network: VGG11, rule: allocation.Allocation, sparsity: float | None
@@ -165,6 +170,19 @@ def test_every_allocation_reaches_its_target(
         assert all(s == pytest.approx(0.0125, abs=1e-3) for s in sparsities.values())  # 1 % of accuracy on these lines
     else:
         assert overall == pytest.approx(sparsity or 1 - 2_117_548 / 9_217_728, abs=1e-6)
+
+
+def test_given_sparsities_are_those_of_a_run(tmp_path: Path) -> None:
+    layers = [{"name": name, "weights": math.prod(shape), "nonzero": 5} for name, shape in SHAPES.items()]
+    (tmp_path / "metrics.json").write_text(json.dumps({"layers": layers}))
+    given = allocation.sparsities_of(tmp_path)
+    chosen = allocation.choose("given", some_weights(), 0.5, {}, 0.9, 0.01, given=given)
+    assert {name: round((1 - s) * math.prod(SHAPES[name])) for name, s in chosen.items()} == dict.fromkeys(SHAPES, 5)
+    with pytest.raises(RunError, match="not the layers a, b"):
+        allocation.choose("given", some_weights(), 0.5, {}, 0.9, 0.01, given={"x": 0.5})
+    (tmp_path / "metrics.json").write_text(json.dumps({"layers": [{"name": "a"}]}))
+    with pytest.raises(RunError, match=r"metrics.json: damaged \(layers"):
+        allocation.sparsities_of(tmp_path)
 
 
 def test_overall_sparsity_weighs_layers_by_their_size() -> None:

@@ -39,7 +39,7 @@ def test_with_a_rate_that_ignores_the_length_it_ends_as_an_unbroken_fine_tuning(
 ) -> None:
     """Momentum, masks, batches and augmentation go on. With the triangular rate the two differ in the rate alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pruning.train.triangular", lambda peak: lambda done: 0.3)
+        patch.setattr("pruning.rewind.triangular", lambda peak: lambda done: 0.3)
         whole = go(tmp_path, "whole", *SMALL, "--finetune-epochs", "2")
         short = go(tmp_path, "short", *SMALL, "--finetune-epochs", "1", "--keep-state")
         longer = go(tmp_path, "longer", "--extend", str(short), "--finetune-epochs", "2")

@@ -20,7 +20,7 @@ from common.files import load_weights, save_weights
 from common.sweep.file import groups_of, read
 from pruning.figures import table
 from pruning.run import main
-from pruning.settings import Settings
+from pruning.settings import EARLY, Settings
 from pruning.sparse_file import load_sparse
 from pruning.vgg import VGG11
 from tests.pruning.small import use_few_images, use_narrow_network
@@ -114,6 +114,9 @@ def test_saved_networks_are_what_the_metrics_say(finished: Path) -> None:
     assert all(torch.equal(exact.weights[name], tensor) for name, tensor in finetuned.items())
     for values, file in metrics["sparse_files"].items():
         assert (finished / "checkpoints" / f"network.{values}.sparse").stat().st_size == file["bytes"]
+        assert file["coding_ratio"] == metrics["dense_bytes"] / file["unpruned_bytes"]
+        assert file["coding_ratio"] * file["pruning_ratio"] == pytest.approx(file["dense_over_sparse"])
+    assert metrics["sparse_files"]["float32"]["coding_ratio"] == pytest.approx(1.1, abs=0.1)
     assert metrics["dense_bytes"] == (finished / "checkpoints" / "dense.safetensors").stat().st_size
 
 
@@ -155,7 +158,7 @@ def test_from_given_weights_gradually_with_regrowth_and_distillation(
     use_narrow_network(monkeypatch)
     use_few_images(monkeypatch)
     given = narrow / "checkpoints" / "dense.safetensors"
-    arguments = ["--smoke-test", "--scan-images", "2", "--latency-seconds", "0", "--batch-size", "256"]
+    arguments = ["--smoke-test", "--scan-images", "2", "--latency-seconds", "0", "--batch-size", "64"]
     arguments += ["--allocation", "global", "--sparsity", "0.9", "--schedule", "gradual", "--regrow", "0.5"]
     arguments += ["--distillation", "0.9", "--dense-weights", str(given)]
     cli.run(main, Settings, [*arguments, "--results-dir", str(tmp_path), "--run-name", "run"])
@@ -167,9 +170,44 @@ def test_from_given_weights_gradually_with_regrowth_and_distillation(
     assert [row["stage"] for row in rows] == ["finetuned"]
 
 
+@pytest.mark.slow
+def test_a_sparse_file_in_rounds_keeps_its_zeros_and_the_dense_bytes(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a run's half-precision file of 77 %, in two rounds of Taylor scores, to 90 %; then its layers at random."""
+    use_narrow_network(monkeypatch)
+    use_few_images(monkeypatch)
+    given = narrow / "checkpoints" / "network.float16.sparse"
+    more = ["--smoke-test", "--scan-images", "2", "--latency-seconds", "0", "--results-dir", str(tmp_path)]
+    arguments = [*more, "--dense-weights", str(given), "--schedule", "iterative", "--rounds", "2"]
+    taylor = ["--allocation", "global", "--sparsity", "0.9", "--criterion", "taylor", "--run-name", "taylor"]
+    cli.run(main, Settings, [*arguments, *taylor])
+    assert f"--dense-weights {given} is sparse: " in capsys.readouterr().err
+    run = tmp_path / "pruning" / "taylor"
+    metrics, before = metrics_of(run), load_sparse(given).masks
+    for name, mask in load_weights(run / "checkpoints" / "masks.safetensors").items():
+        assert not (mask & ~before[name]).any()
+        assert not load_weights(run / "checkpoints" / "finetuned.safetensors")[f"{name}.weight"][~mask].any()
+    kept = [metrics_of(narrow)["conv_weights_kept"], *(row["conv_weights_kept"] for row in metrics["by_round"])]
+    assert kept[1] == pytest.approx((kept[0] * kept[2]) ** 0.5, abs=1e-4)  # the same fraction in both rounds
+    assert kept[2] == metrics["conv_weights_kept"] == pytest.approx(0.1, abs=1e-4)
+    assert metrics["by_round"][-1]["accuracy"] == metrics["finetuned_accuracy"]
+    assert metrics["dense_bytes"] == metrics_of(narrow)["dense_bytes"]  # in float32, whatever was given
+
+    alike = ["--allocation", "given", "--sparsities-from", str(run), "--criterion", "random", "--run-name", "random"]
+    dense = narrow / "checkpoints" / "dense.safetensors"
+    cli.run(main, Settings, [*more, "--dense-weights", str(dense), *alike])
+    control = metrics_of(tmp_path / "pruning" / "random")
+    assert [layer["nonzero"] for layer in control["layers"]] == [layer["nonzero"] for layer in metrics["layers"]]
+
+
 @pytest.mark.parametrize("file", ["dense", "masks"])
-def test_another_networks_file_is_refused(finished: Path, tmp_path: Path, file: str, refused: Refused) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_another_networks_file_is_refused(
+    narrow: Path, tmp_path: Path, file: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_narrow_network(monkeypatch)
+    use_few_images(monkeypatch)
+    shutil.copytree(narrow, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     save_weights(tmp_path / "run" / "checkpoints" / f"{file}.safetensors", {"x": torch.zeros(1)})
     _, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
@@ -203,6 +241,27 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path, unchanged_by_re
         (["--distillation", "1.5"], 2, "--distillation"),
         (["--regrow", "0.5"], 2, "--regrow 0.5: it is only for --schedule gradual"),
         (["--schedule", "gradual", "--allocation", "random", "--regrow", "0.5"], 2, "--allocation random"),
+        (
+            ["--criterion", "taylor", "--allocation", "lamp"],
+            2,
+            "--criterion taylor with --allocation lamp: LAMP's score",
+        ),
+        (["--criterion", "taylor", "--allocation", "random"], 2, "--criterion taylor with --allocation random"),
+        (
+            ["--criterion", "random", "--schedule", "gradual", "--regrow", "0.5"],
+            2,
+            "--regrow 0.5 with --criterion random",
+        ),
+        (["--rounds", "3"], 2, "--rounds 3: it is only for --schedule iterative"),
+        (["--rewind", "rate"], 2, "--rewind rate: it is only for --schedule iterative"),
+        (["--schedule", "iterative", "--rewind-fraction", "0.1"], 2, "only for --rewind weights or rate"),
+        (["--schedule", "iterative", "--rewind", "rate", "--finetune-warmup", "0.2"], 2, "only for --rewind none"),
+        (["--allocation", "given"], 2, "--sparsities-from RUN"),
+        (["--allocation", "given", "--sparsities-from", "tests"], 1, "tests: no finished run"),
+        (["--allocation", "given", "--sparsities-from", "no/such"], 2, "--sparsities-from no/such: no such folder"),
+        (["--sparsities-from", "tests"], 2, "it is only for --allocation given"),
+        (["--allocation", "given", "--sparsities-from", "tests", "--sparsity", "0.5"], 2, "--sparsity 0.5"),
+        (["--smoke-test", "--batch-size", "5000"], 2, "--finetune-epochs 1 with --batch-size 5000"),
         (["--keep-first-layer"], 2, "--keep-first-layer with --allocation reference"),
         (["--keep-first-layer", "--allocation", "random"], 2, "or give --sparsity"),
         (["--initialisation", "zeros"], 2, "--initialisation zeros"),
@@ -255,6 +314,7 @@ def test_every_preset_and_every_arm_of_a_sweep_is_accepted(tmp_path: Path) -> No
     sweeps = list(Path("configs/pruning/sweeps").glob("*.yaml"))
     dense = tmp_path / "dense.safetensors"  # stands for the file that an earlier arm writes
     dense.touch()
+    (tmp_path / EARLY).touch()
     assert presets
     assert sweeps
     for path in presets:
@@ -262,7 +322,8 @@ def test_every_preset_and_every_arm_of_a_sweep_is_accepted(tmp_path: Path) -> No
     for path in sweeps:
         for smoke_test in (False, True):
             for arm in (arm for group in groups_of(read(path), smoke_test=smoke_test) for arm in group):
-                given = {"dense_weights": str(dense)} if "dense_weights" in arm.settings else {}
+                files = {"dense_weights": dense, "sparsities_from": tmp_path}
+                given = {name: str(file) for name, file in files.items() if name in arm.settings}
                 cli.from_mapping(Settings, {**arm.settings, **given}).check()
 
 

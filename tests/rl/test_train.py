@@ -1,5 +1,6 @@
 """The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -37,6 +38,10 @@ def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def in_this_process(*arguments: str) -> None:
+    cli.run(main, Settings, list(arguments))
 
 
 def slow(*arguments: str) -> Any:
@@ -283,11 +288,10 @@ def test_only_steps_with_an_update_count_in_the_rate(tmp_path: Path, monkeypatch
 def test_the_plain_formulas_run_the_whole_experiment(tmp_path: Path) -> None:
     """TRILAB_PLAIN=1: the same weights and environments at first, so that the first evaluation is the same."""
     folders = []
-    for plain in ("1", "0"):
-        arguments = ["--icm", "stacked", "--run-name", f"plain{plain}", "--results-dir", str(tmp_path)]
-        short = ["--env-steps", "430", "--eval-every", "400"]
-        done = train("--smoke-test", *short, *arguments, TRILAB_PLAIN=plain)
-        folders.append(Path(done.stdout.splitlines()[-1]))
+    short = ["--smoke-test", "--icm", "stacked", "--env-steps", "430", "--eval-every", "400"]
+    for name, run in (("plain", functools.partial(train, TRILAB_PLAIN="1")), ("fast", in_this_process)):
+        run(*short, "--run-name", name, "--results-dir", str(tmp_path))
+        folders.append(tmp_path / "rl" / name)
     plain_rows, fast_rows = (rows_of(folder, "eval") for folder in folders)
     assert float(plain_rows[0]["return"]) == pytest.approx(float(fast_rows[0]["return"]), rel=1e-4)
     losses = [float(rows_of(folder, "train")[0]["critic_loss"]) for folder in folders]

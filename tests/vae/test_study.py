@@ -136,12 +136,14 @@ def test_tables_of_what_metrics_json_holds() -> None:
 def test_images_of_one_class_are_compared_without_a_classifier(tmp_path: Path, own_cache: None) -> None:
     folder = write(tmp_path / "own", {f"{seed}.png": encoded(colour(seed)) for seed in range(120)})
     where = ["--dataset", str(folder), "--resize", "--results-dir", str(tmp_path), "--run-name", "s"]
-    cli.run(main, StudySettings, ["--config", preset(tmp_path), *where])
+    cli.run(main, StudySettings, ["--config", preset(tmp_path, arms={"plain": {"latent": 2}}, comparisons={}), *where])
     metrics = json.loads((tmp_path / "vae" / "s" / "metrics.json").read_text())
     assert metrics["dataset"]["name"] == "folder-own"
-    assert metrics["models"]["beta"]["fid"] == metrics["models"]["beta"]["random_fid"]
-    assert "confidence" not in metrics["models"]["beta"]
-    assert metrics["claims"]["β-VAE − VAE"].keys() >= {"fid", "elbo", "coverage"}
+    found = metrics["models"]["plain"]
+    assert found["fid"] == found["random_fid"]
+    assert "confidence" not in found
+    claims = compare({"plain": found, "again": found}, [0, 1], {"again − plain": ("again", "plain")})
+    assert claims["again − plain"].keys() >= {"fid", "elbo", "coverage"}
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_warm_up_and_beta_reach_the_loss(smoke: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_and_resume_give_the_same_weights(own_cache: None, tmp_path: Path, killed: Killed) -> None:
-    arguments = [*QUICK, "--epochs", "20", "--latent", "2", "--nll-samples", "3", "--results-dir", str(tmp_path)]
+    arguments = [*QUICK, "--epochs", "10", "--latent", "2", "--nll-samples", "3", "--results-dir", str(tmp_path)]
     run = killed([*COMMAND, *arguments], tmp_path, "vae.state.pt", later=0)
     assert not (run / "checkpoints" / "vae.safetensors").exists()
     done = train("--resume", str(run))
