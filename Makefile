@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo demo-pruning demo-vae-rl test test-all test-faults lint bench report clean
+.PHONY: help demo demo-models demo-pruning demo-vae-rl test test-all test-faults lint bench report clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,18 +27,25 @@ HALF := $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) + 1) / 2 )))
 QUICK = --config configs/$(1)/quick.yaml --results-dir results/demo --threads $(HALF) 2>&1 \
 	| stdbuf -oL tr '\r' '\n' | sed -u 's/^/$(1) | /'
 
-demo: .venv/installed ## a short run of each experiment, and the page that shows what came out: about 5 minutes
+demo: .venv/installed ## the committed models at work, a short run of each experiment, and its page: about 5 minutes
+	@$(MAKE) --no-print-directory demo-models
 	@$(MAKE) --no-print-directory --jobs 2 demo-pruning demo-vae-rl
 	@$(BIN)/python -m common.report results/demo
 	@echo
 	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
+	@echo "results/demo/digits.png is what the committed VAE in models/ drew."
 	@echo "Next, the whole experiments (on 2 cores about 40 minutes, 8 minutes, and 100,000 steps at about 107 a second):"
 	@echo "  $(BIN)/python pruning/run.py"
 	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
 	@echo "  $(BIN)/python rl/train_sac_icm.py --icm stacked"
 	@echo "and what they record while they train: $(BIN)/tensorboard --logdir results"
 
+demo-models: .venv/installed
+	@mkdir -p results/demo
+	@$(BIN)/python vae/sample.py models/vae-mnist --out results/demo/digits.png
+
 demo-pruning: .venv/installed
+	@$(BIN)/python pruning/evaluate.py models/vgg11-cifar10 --threads $(HALF) 2>&1 | sed -u 's/^/pruning | /'
 	@$(BIN)/python pruning/run.py $(call QUICK,pruning)
 
 demo-vae-rl: .venv/installed

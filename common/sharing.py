@@ -10,17 +10,18 @@ import dataclasses
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import safetensors.torch
 import tyro
 import yaml
 from pydantic import StringConstraints
 
 from common.cli import RunSettings
 from common.errors import RunError, UsageError
-from common.files import write_atomically
+from common.files import load_weights, write_atomically
 
 LIBRARY = "trilab"
 WHERE = ("data_dir", "results_dir", "run_name", "threads", "keep_state", "track")  # not what was trained
@@ -36,6 +37,9 @@ class Share:
     """Folder to write; it must be new or empty. Its name becomes the model's."""
     license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = "mit"
     """Licence of the weights, as the hub names it: mit, apache-2.0, cc-by-4.0."""
+    small: bool = False
+    """The weights in their smallest form, without history and figures: a packed sparse network, the best agent's policy
+    alone, half precision. The card says what was made smaller."""
 
 
 class Figure(NamedTuple):
@@ -61,6 +65,8 @@ class Card:
     script: str
     weights: Sequence[str]  # files of checkpoints/ that make up the model; those that a run lacks are left out
     pictures: Sequence[str]  # of figures/, without ending
+    small: Mapping[str, Callable[[Path], bytes]]  # file of checkpoints/ → what makes its small form of the run's folder
+    made_small: str  # what --small does to the weights, a sentence for the card
 
 
 def share(options: Share, settings: RunSettings, metrics: Mapping[str, Any], card: Card) -> None:
@@ -74,19 +80,33 @@ def share(options: Share, settings: RunSettings, metrics: Mapping[str, Any], car
     run, folder = options.run, options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not empty; give a new folder")
-    files = [Path("checkpoints") / name for name in card.weights]
-    if not (run / files[0]).exists():
-        raise RunError(f"{run / files[0]}: missing; without weights there is nothing to share")
-    pictures = [Path("figures") / f"{name}.png" for name in card.pictures if (run / "figures" / f"{name}.png").exists()]
-    for file in (*files, Path("history.csv"), *pictures):
-        if (run / file).exists():
-            write_atomically(folder / file, (run / file).read_bytes())
+    pictures: list[Path] = []
+    if options.small:
+        card = dataclasses.replace(card, limits=[card.made_small, *card.limits])
+        for name, made in {name: make(run) for name, make in card.small.items()}.items():
+            write_atomically(folder / "checkpoints" / name, made)
+    else:
+        files = [Path("checkpoints") / name for name in card.weights]
+        if not (run / files[0]).exists():
+            raise RunError(f"{run / files[0]}: missing; without weights there is nothing to share")
+        shown = [Path("figures") / f"{name}.png" for name in card.pictures]
+        pictures = [path for path in shown if (run / path).exists()]
+        for file in (*files, Path("history.csv"), *pictures):
+            if (run / file).exists():
+                write_atomically(folder / file, (run / file).read_bytes())
     given = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     kept = {**given, "data_dir": None, "results_dir": "results", "run_name": None}
     write_atomically(folder / "config.yaml", yaml.safe_dump(_without_folders(kept), sort_keys=False).encode())
     write_atomically(folder / "metrics.json", json.dumps(_without_folders(dict(metrics)), indent=1).encode())
     text = model_card(folder.resolve().name, options.license, settings, metrics, card, pictures)
     write_atomically(folder / "README.md", text.encode())
+
+
+def halved(run: Path, file: str) -> bytes:
+    """Returns a run's weights in half precision, as safetensors; what loads them turns them into float32 again."""
+    weights = load_weights(run / "checkpoints" / file)
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    return safetensors.torch.save(half)
 
 
 def model_card(
@@ -115,7 +135,7 @@ def model_card(
 
 ## Figures
 
-On {card.data[1]}; `metrics.json` has all of them, `history.csv` the course of the training.
+On {card.data[1]}; `metrics.json` has all of them.
 
 | measure | value |
 |---|---|

@@ -23,6 +23,7 @@ images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
 classes = [network.classes[label] for label in network(images).argmax(1)]
 """
 ON_HUB = {"cifar10": "uoft-cs/cifar10"}
+PACKED = "network.codebook5.sparse"
 
 
 def main(options: Share) -> None:
@@ -54,15 +55,26 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
         tags=["pruning", "sparsity", "vgg", name],
         load=LOAD,
         limits=[
-            "The pruned weights are stored as zeros: the file is as large as that of a dense network, and torch is not "
-            "faster on it. `network.*.sparse` in the run's folder are small.",
+            "Once loaded, pruned weights are zeros in a network of the full size: torch is not faster on it. A "
+            "`.safetensors` file has the zeros too; the `network.*.sparse` files of a run are small.",
             f"32×32 RGB images of {len(metrics['classes'])} classes; `load` normalises them as `metrics.json` says.",
             "One seed.",
         ],
         script="pruning/run.py",
         weights=["finetuned.safetensors", "masks.safetensors"],
         pictures=["outcome", "layers"],
+        small={PACKED: lambda run: (run / "checkpoints" / PACKED).read_bytes()},
+        made_small=(
+            f"The weights are a packed sparse file with 32 shared values a layer{of_packed(metrics)}. The figures "
+            "above are of the network in float32."
+        ),
     )
+
+
+def of_packed(metrics: Mapping[str, Any]) -> str:
+    """Returns bytes and test accuracy of the packed network, where the run has measured them."""
+    packed = metrics.get("sparse_files", {}).get("codebook5")
+    return f", {packed['bytes']:,} bytes, with test accuracy {packed['accuracy']:.4f}" if packed else ""
 
 
 if __name__ == "__main__":

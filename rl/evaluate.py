@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from common.device import stream_seed
 from common.experiment import say
+from common.files import write_atomically
 from rl.envs import forward_position, make
 from rl.networks import Actor
 from rl.settings import RewardKind
+
+SIDE, COLOURS = 240, 64  # pixels and colours of a film
 
 
 class Played(NamedTuple):
@@ -90,10 +95,9 @@ def record_video(
 ) -> Path | None:
     """Returns the GIF it writes of one episode of `agent`'s policy without noise; None where nothing can be rendered.
 
-    The GIF holds every fifth frame, at the speed of the simulation; where there is none, one line says why.
+    The GIF holds every fifth frame, `SIDE` pixels wide and high, at the speed of the simulation; where there is none,
+    one line says why.
     """
-    import imageio.v3 as imageio
-
     if not hasattr(make(env_id, reward, arguments=arguments).unwrapped, "model"):
         say(f"    no video: {env_id} is no MuJoCo task")
         return None
@@ -105,7 +109,8 @@ def record_video(
         return None
     os.environ["MUJOCO_GL"] = backend
     agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device
-    env = make(env_id, reward, render_mode="rgb_array", arguments=arguments)
+    size = {"width": SIDE, "height": SIDE}
+    env = make(env_id, reward, render_mode="rgb_array", arguments={**size, **(arguments or {})})
     try:
         observation, _ = env.reset(seed=_start(0))
         frames, ended, step = [], False, 0
@@ -118,8 +123,14 @@ def record_video(
         seconds = every * float(env.get_wrapper_attr("dt"))
     finally:
         env.close()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, np.stack(frames), duration=1000 * seconds, loop=0)
+    images = [Image.fromarray(frame) for frame in frames]
+    palette = images[len(images) // 2].quantize(COLOURS)  # one for all, so that only what moves is stored anew
+    first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    buffer = io.BytesIO()
+    first.save(
+        buffer, "GIF", save_all=True, append_images=others, duration=round(1000 * seconds), loop=0, optimize=True
+    )
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -119,7 +119,8 @@ def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[Settings
     metrics = finished_metrics(run, "eval_returns", "rl/train_sac_icm.py")
     settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
     returns = final_returns(run, metrics, settings)
-    seed = max(returns, key=lambda of: returns[of]) if agent == "best" else agent
+    best = max(returns, key=lambda of: returns[of])
+    seed = best if agent == "best" else agent
     if seed not in returns:
         seeds = ", ".join(map(str, returns))
         raise UsageError(f"--agent {agent}: {run} has the trained agents of seeds {seeds}; choose one of them, or best")
@@ -132,7 +133,10 @@ def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[Settings
         obs_dim, action_dim = stack["weights.0"].shape[1], stack[f"weights.{len(settings.hidden)}"].shape[2] // 2
         generators = [torch.Generator()]
         actor = Actor(obs_dim, action_dim, settings.hidden, settings.log_std_range, generators)
-        row = settings.seeds.index(seed)
+        alone = len(stack["weights.0"]) == 1 < settings.num_seeds  # the best agent of a folder that was shared small
+        if alone and seed != best:
+            raise UsageError(f"--agent {agent}: {run} has the best agent alone, that of seed {best}")
+        row = 0 if alone else settings.seeds.index(seed)
         actor.network.load_state_dict({name: tensor[[row]] for name, tensor in stack.items()})
     except (KeyError, IndexError, RuntimeError):
         raise RunError(f"{path}: not the weights of these agents") from None

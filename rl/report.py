@@ -37,6 +37,7 @@ class Metrics:
 CAPTIONS = {
     "learning_curve": "Return of the policy without noise: every seed, their mean with its 95 % interval and, with "
     "three seeds or more, their interquartile mean.",
+    "best_policy": "An episode of the best final policy, without its noise, at the speed of the simulation.",
     "training": "What was measured while training, mean over seeds with its 95 % interval.",
 }
 ORDER = {"none": 0, "single": 1, "stacked": 2}

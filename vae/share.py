@@ -58,6 +58,11 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
         script="vae/train.py",
         weights=["vae.safetensors", "mixture.safetensors"],
         pictures=["samples_prior", "reconstructions"],
+        small={
+            "vae.safetensors": lambda run: sharing.halved(run, "vae.safetensors"),
+            "mixture.safetensors": lambda run: (run / "checkpoints" / "mixture.safetensors").read_bytes(),
+        },
+        made_small="The weights are in half precision; the figures above are of the model in float32.",
     )
 
 

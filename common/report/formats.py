@@ -97,13 +97,15 @@ def _cell_html(cell: str) -> str:
 def _picture_html(picture: Picture) -> str:
     try:
         image = Image.open(io.BytesIO(_png(picture)))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", lossless=True, method=2)  # two thirds of the PNG, pixel for pixel
+        buffer, film = io.BytesIO(), getattr(image, "is_animated", False)
+        moving = {"save_all": True, "duration": image.info.get("duration", 40), "loop": 0} if film else {}
+        image.save(buffer, "WEBP", lossless=True, method=2, **moving)  # two thirds of the PNG, pixel for pixel
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         return f'<p class="warning">{html.escape(f"{picture.name}: the figure cannot be read ({error})")}</p>'
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     title = html.escape(picture.title)
-    width, height = (round(0.6 * pixels) for pixels in image.size)  # 160 dots an inch shown at 96
+    scale = 1.0 if film else 0.6  # 160 dots an inch shown at 96
+    width, height = (round(scale * pixels) for pixels in image.size)
     picture_html = f'<img src="{source}" alt="{title}" width="{width}" height="{height}">'
     return f"<figure>{picture_html}<figcaption>{title}</figcaption></figure>"
 
@@ -135,9 +137,10 @@ def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iter
     elif isinstance(block, Table):
         yield block.markdown().rstrip()
     elif isinstance(block, Picture):
-        file = folder / f"{name}-{anchor(block.name)[:40].rstrip('-')}.png"
         try:
             content = _png(block)
+            ending = "gif" if content.startswith(b"GIF8") else "png"
+            file = folder / f"{name}-{anchor(block.name)[:40].rstrip('-')}.{ending}"
             Image.open(io.BytesIO(content)).verify()
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             yield f"{block.name}: the figure cannot be read"

@@ -1,4 +1,4 @@
-"""The figures that runs drew: PNG files, and the sheets that hold all figures of a run in one PNG file."""
+"""The figures that runs drew: PNG and GIF files, and the sheets that hold all figures of a run in one PNG file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PLACES = "figures"  # the text in a sheet's PNG that says where each figure lies
 
 @dataclasses.dataclass(frozen=True)
 class FigureFile:
-    """One figure that a run drew: a PNG file, or the part of a sheet that `box` marks."""
+    """One figure that a run drew: a PNG file, a film as GIF, or the part of a sheet that `box` marks."""
 
     path: Path
     name: str
     box: Box | None = None
 
     def png(self) -> bytes:
-        """Returns the figure as a PNG file.
+        """Returns the figure as a PNG file, a film as a GIF file.
 
         Raises:
             OSError, ValueError, SyntaxError: it cannot be read.
@@ -44,8 +44,9 @@ def _opened(sheet: Path, modified: int) -> Image.Image:
 
 
 def figures_in(folder: Path) -> dict[str, FigureFile]:
-    """Returns the PNG files of a folder by name."""
-    return {path.stem: FigureFile(path, path.stem) for path in sorted(folder.glob("*.png"))}
+    """Returns the PNG and GIF files of a folder by name."""
+    files = sorted([*folder.glob("*.png"), *folder.glob("*.gif")])
+    return {path.stem: FigureFile(path, path.stem) for path in files}
 
 
 def figures_on(sheet: Path) -> dict[str, FigureFile]:
@@ -63,6 +64,8 @@ def figures_on(sheet: Path) -> dict[str, FigureFile]:
 
 def sheet_of(figures: Mapping[str, FigureFile]) -> bytes:
     """Returns one PNG file with all figures, one below another, in the 256 colours that suit them best.
+
+    Of a film it has the first picture.
 
     Raises:
         OSError, ValueError, SyntaxError: a figure cannot be read.

@@ -14,7 +14,7 @@ from common import cli, sharing
 from common.cli import RunSettings, to_yaml
 from common.errors import RunError, UsageError
 from common.files import save_weights
-from common.sharing import Card, Figure, Share
+from common.sharing import Card, Figure, Share, halved
 
 METRICS: dict[str, Any] = {
     "accuracy": 0.93,
@@ -33,6 +33,8 @@ CARD = Card(
     script="pruning/run.py",
     weights=["net.safetensors", "more.safetensors"],
     pictures=["outcome", "missing"],
+    small={"net.safetensors": lambda run: halved(run, "net.safetensors")},
+    made_small="In half precision.",
 )
 
 

@@ -13,6 +13,7 @@ from common.sharing import Share
 from pruning import load
 from pruning.settings import Settings
 from pruning.share import main
+from pruning.sparse_file import save_sparse
 from pruning.vgg import VGG11
 from tests.common.test_sharing import header_of, require_what_the_hub_documents
 from tests.pruning.small import use_narrow_network
@@ -38,3 +39,19 @@ def test_a_shared_folder_is_loaded_like_the_run(tmp_path: Path, monkeypatch: pyt
     assert "to 25.00% of its convolution weights" in (folder / "README.md").read_text()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(load(folder)(images), load(run)(images))
+
+
+def test_a_small_folder_has_the_packed_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_network(monkeypatch)
+    run, folder, network = tmp_path / "run", tmp_path / "vgg", VGG11(2)
+    save_weights(run / "checkpoints" / "finetuned.safetensors", network.state_dict())
+    packed = run / "checkpoints" / "network.codebook5.sparse"
+    size = save_sparse(packed, network.state_dict(), {}, "codebook5")
+    (run / "config.yaml").write_text(to_yaml(Settings()))
+    metrics = {**METRICS, "sparse_files": {"codebook5": {"bytes": size, "accuracy": 0.4375}}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    cli.command(main, Share, [str(run), str(folder), "--small"])
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [packed.name]
+    assert f"{size:,} bytes, with test accuracy 0.4375" in (folder / "README.md").read_text()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(load(folder)(images), load(packed)(images))

@@ -9,7 +9,8 @@ import torch
 
 from common import cli
 from common.cli import to_yaml
-from common.files import save_weights
+from common.errors import UsageError
+from common.files import load_weights, save_weights
 from common.sharing import Share
 from rl import load
 from rl.sac import SAC
@@ -50,3 +51,24 @@ def test_a_shared_folder_is_loaded_like_the_run(
     np.testing.assert_array_equal(last, load(run).act(observation))
     if select == "best":
         assert not np.allclose(load(folder, weights="best").act(observation), last)
+
+
+def test_a_small_folder_has_the_best_policy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder = tmp_path / "run", tmp_path / "hopper"
+    settings = Settings(hidden=(4,), num_seeds=2)
+    sac = SAC(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
+    save_weights(run / "checkpoints" / "agents.safetensors", sac.state_dict())
+    (run / "config.yaml").write_text(to_yaml(settings))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    cli.command(main, Share, [str(run), str(folder), "--small"])
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        *("README.md", "config.yaml", "metrics.json", "agents.safetensors")
+    }
+    assert "Of the agents this folder has one" in (folder / "README.md").read_text()
+    weights = load_weights(folder / "checkpoints" / "agents.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    observation = np.linspace(-1, 1, 11)
+    np.testing.assert_allclose(load(folder).act(observation), load(run, agent=1).act(observation), atol=2e-3)
+    np.testing.assert_array_equal(load(folder, agent=1).act(observation), load(folder).act(observation))
+    with pytest.raises(UsageError, match="the best agent alone, that of seed 1"):
+        load(folder, agent=0)

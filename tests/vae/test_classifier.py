@@ -66,7 +66,10 @@ def test_one_judge_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("content", [{}, {"real training images": {}}, b"{", "flipped"])
+SLOWLY = [pytest.param(content, marks=pytest.mark.slow) for content in ({}, {"real training images": {}}, b"{")]
+
+
+@pytest.mark.parametrize("content", ["flipped", *SLOWLY])
 def test_damaged_caches_are_made_anew(content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(classifier, "EPOCHS", 1)

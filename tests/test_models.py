@@ -1,0 +1,35 @@
+"""The committed models are small, and are loaded right after the clone."""
+
+from pathlib import Path
+
+import torch
+
+import pruning
+import vae
+
+MODELS = Path("models")
+
+
+def test_together_they_are_under_4_megabytes() -> None:
+    sizes = [path.stat().st_size for path in MODELS.rglob("*") if path.is_file()]
+    assert 0 < sum(sizes) < 4_000_000
+
+
+def test_the_network_keeps_the_share_of_its_weights_that_its_run_says() -> None:
+    network = pruning.load(MODELS / "vgg11-cifar10")
+    assert network.classes[0] == "airplane"
+    weights = [weight for weight in network.state_dict().values() if weight.dim() == 4]
+    kept = sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert abs(kept - 0.2297) < 1e-3
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert network(images).isfinite().all()
+
+
+def test_the_vae_draws_strokes_on_black() -> None:
+    model = vae.load(MODELS / "vae-mnist")
+    for sampler in ("prior", "mixture"):
+        images = model.sample(64, sampler=sampler, seed=0)
+        assert images.shape == (64, 1, 28, 28)
+        assert 0.05 < float(images.mean()) < 0.25  # of MNIST 0.13
+        assert images[:, :, :2].max() < 0.5  # the edge is empty
+        assert (images.flatten(1).amax(1) > 0.7).all()
