@@ -194,7 +194,7 @@ class Run:
             for name, value in row.items():
                 if name not in ("stage", "step") and value != "":
                     self._writer.add_scalar(f"{row['stage']}/{name}", float(value), int(row["step"]))
-        self._memory["history_rows"] = len(rows)
+        self._memory |= {"history_rows": len(rows), "history_sha256": _digest_of(rows)}
         self._remember()
 
     def extended_at(self) -> int | None:
@@ -318,7 +318,7 @@ class Run:
             rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
             known = all(row["stage"] and int(row["step"]) > 0 for row in rows)
             _ = [float(value) for row in rows for name, value in row.items() if name != "stage" and value != ""]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, csv.Error):
             known = False
         whole = self._memory["history_rows"]
         known = known and self._memory.get("history_sha256") in (None, _digest_of(rows[:whole]))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError
-from common.files import read_metrics
+from common.files import read_metrics, require_unchanged
 
 if TYPE_CHECKING:
     from common.cli import RunSettings
@@ -76,6 +76,9 @@ def require(settings: RunSettings, finished: RunSettings) -> None:
     weights = base / "checkpoints" / f"{extension.stage}.safetensors"
     if not weights.exists():
         raise RunError(f"--extend {base}: {weights} is missing")
+    if not (base / "checkpoints" / "progress.json").exists():
+        raise RunError(f"--extend {base}: this is no run's own folder (a shared one?), and what it lacks is needed")
+    require_unchanged(base)
 
 
 def begin(run: Run) -> None:
@@ -109,7 +112,9 @@ def begin(run: Run) -> None:
     run.adopt({**memory, EXTENDED: step}, rows)
 
 
-ABOUT_ITSELF = ("seconds", "history_rows", "task", "git_commit", "tracked_as", "extended_at")
+ABOUT_ITSELF = (
+    *("seconds", "history_rows", "history_sha256", "sha256", "task", "git_commit", "tracked_as", "extended_at"),
+)
 START = "start"  # folder in checkpoints/ with the weights that an extension starts from, until it has its own
 EXTENDED = "extended_at"  # the remembered step of the finished run
 

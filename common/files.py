@@ -160,6 +160,25 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def require_unchanged(run: Path) -> None:
+    """Compares the weights in a run's folder with the checksums that the run has kept of them.
+
+    A folder without checksums, of an earlier version or shared, is taken as it is.
+
+    Raises:
+        RunError: a file is not what the run wrote.
+    """
+    try:
+        memory = json.loads((run / "checkpoints" / "progress.json").read_text())
+        kept = {name: made for name, made in memory.items() if name.endswith(".safetensors") and isinstance(made, str)}
+    except (OSError, ValueError, AttributeError):
+        return
+    for name, made in kept.items():
+        path = run / "checkpoints" / name
+        if path.exists() and digest(path.read_bytes()) != made:
+            raise RunError(f"{path}: not what this run wrote there (its checksum does not match)")
+
+
 def moved_to_sweeps(path: Path) -> Path:
     """Returns `path`, or `sweeps/` beside it where a study's file lies now, and says so on standard error."""
     now = path.parent / "sweeps" / path.name

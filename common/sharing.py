@@ -21,7 +21,7 @@ from pydantic import StringConstraints
 
 from common.cli import RunSettings
 from common.errors import RunError, UsageError
-from common.files import load_weights, write_atomically
+from common.files import load_weights, require_unchanged, write_atomically
 
 LIBRARY = "trilab"
 WHERE = ("data_dir", "results_dir", "run_name", "threads", "keep_state", "track")  # not what was trained
@@ -74,12 +74,13 @@ def share(options: Share, settings: RunSettings, metrics: Mapping[str, Any], car
 
     Raises:
         UsageError: the folder is not empty.
-        RunError: the run's weights are missing.
+        RunError: the run's weights are missing, or are not what the run wrote.
         OSError: the folder cannot be written.
     """
     run, folder = options.run, options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not empty; give a new folder")
+    require_unchanged(run)
     pictures: list[Path] = []
     if options.small:
         card = dataclasses.replace(card, limits=[card.made_small, *card.limits])
@@ -151,7 +152,7 @@ On {card.data[1]}; `metrics.json` has all of them.
 {command(card.script, settings)}
 ```
 
-torch {made}. `config.yaml` has every setting: `python {card.script} --config config.yaml` repeats the run.{went_on}
+torch {made}. {_repeated(card.script, settings)}{went_on}
 
 ## Use
 
@@ -169,6 +170,15 @@ With {LIBRARY}'s code installed (`pip install -e .` in its checkout), and this f
 
 The weights: {license_}. The data set has terms of its own.
 """
+
+
+def _repeated(script: str, settings: RunSettings) -> str:
+    """Returns how to repeat the run, and what it began with that is not in the folder."""
+    needed = [getattr(settings, name, None) for name in ("extended_from", "dense_weights", "sparsities_from")]
+    missing = " and ".join(str(_without_folders(path)) for path in needed if path is not None)
+    if missing:
+        return f"`config.yaml` has every setting. To repeat the run takes {missing} too, which is not here."
+    return f"`config.yaml` has every setting: `python {script} --config config.yaml` repeats the run."
 
 
 def command(script: str, settings: RunSettings) -> str:

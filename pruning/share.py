@@ -12,7 +12,7 @@ from common import cli, sharing
 from common.files import finished_metrics
 from common.sharing import Card, Figure, Share
 from pruning.settings import Settings
-from pruning.trained import load
+from pruning.trained import SMALLER, load
 
 LOAD = """
 import torch
@@ -37,7 +37,7 @@ def main(options: Share) -> None:
 
 def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
     """Returns what the model card says of the network."""
-    name = str(metrics["dataset"]["name"])
+    name, filters = str(metrics["dataset"]["name"]), settings.granularity == "filter"
     return Card(
         what=(
             f"VGG11 with batch norm, trained on {name}, pruned ({settings.allocation}, {settings.schedule}) to "
@@ -55,13 +55,15 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
         tags=["pruning", "sparsity", "vgg", name],
         load=LOAD,
         limits=[
-            "Once loaded, pruned weights are zeros in a network of the full size: torch is not faster on it. A "
+            f"`load` gives the smaller network that the filters left, `checkpoints/{SMALLER}`, which is faster."
+            if filters
+            else "Once loaded, pruned weights are zeros in a network of the full size: torch is not faster on it. A "
             "`.safetensors` file has the zeros too; the `network.*.sparse` files of a run are small.",
             f"32×32 RGB images of {len(metrics['classes'])} classes; `load` normalises them as `metrics.json` says.",
             "One seed.",
         ],
         script="pruning/run.py",
-        weights=["finetuned.safetensors", "masks.safetensors"],
+        weights=["finetuned.safetensors", "masks.safetensors", *([SMALLER] if filters else [])],
         pictures=["outcome", "layers"],
         small={PACKED: lambda run: (run / "checkpoints" / PACKED).read_bytes()},
         made_small=(

@@ -56,9 +56,9 @@ def load(path: Path | str) -> TrainedNetwork:
     path = Path(path)
     if path.is_dir():
         # The smaller network is equal to the masked one, and faster. A folder that was shared small has a packed file.
-        weights = path / "checkpoints" / "finetuned.safetensors"
-        others = [path / "checkpoints" / SMALLER, weights, *sorted((path / "checkpoints").glob("network.*.sparse"))]
-        file, run = next((other for other in others if other.exists()), weights), path
+        whole = path / "checkpoints" / "finetuned.safetensors"
+        others = [path / "checkpoints" / SMALLER, whole, *sorted((path / "checkpoints").glob("network.*.sparse"))]
+        file, run = next((other for other in others if other.exists()), whole), path
     else:
         file, run = path, path.parent.parent
     of_a_run = path.is_dir() or (path.parent.name == "checkpoints" and (run / "metrics.json").exists())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
 
+import csv
 import dataclasses
 import json
 import math
@@ -65,6 +66,8 @@ class Comparison:
 def main(settings: Comparison) -> None:
     """Writes the comparison and prints its folder."""
     require_margin(settings.margin)
+    if not settings.of:
+        raise UsageError("--of without a figure: give one or more of return, area, log-area, …; see --help")
     if len(settings.runs) < 2:
         raise UsageError(f"{len(settings.runs)} run folders: a comparison needs two")
     if (settings.output / "config.yaml").exists():
@@ -149,17 +152,32 @@ def read(run: Folder) -> Arm:
         missing = [*(SAME - settings.keys()), *(FIGURES - metrics.keys())]
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        history = run.history("eval")
-        curves = seed_curves(history, "return", metrics["seeds"])
+        steps, curves = evaluations(run, metrics["seeds"], settings["env_steps"])
         if not len(curves) == len(metrics["eval_returns"]) == settings["num_seeds"] - len(metrics.get("failed", ())):
             raise ValueError("not a return for every seed")
-        return Arm(run.path.name, settings, metrics, history["step"], curves)
+        return Arm(run.path.name, settings, metrics, steps, curves)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
+
+
+def evaluations(run: Folder, seeds: Sequence[int], env_steps: int) -> tuple[list[float], list[list[float]]]:
+    """Returns the steps of a finished run's evaluations, and a list of returns for each seed.
+
+    Raises:
+        RunError: its history is missing, damaged or cut short: the last evaluation is at the end of the training.
+    """
+    try:
+        history = run.history("eval")
+        steps, curves = history["step"], seed_curves(history, "return", seeds)
     except FileNotFoundError as error:
         raise RunError(f"{run.path}: no finished run ({Path(error.filename).name} is missing)") from None
     except KeyError as error:
-        raise RunError(f"{run.path}: damaged or cut short: its history or its metrics lack {error}") from None
-    except (OSError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
+        raise RunError(f"{run.path}: damaged or cut short: its history lacks {error}") from None
+    except (OSError, ValueError, TypeError, IndexError, csv.Error):
+        raise RunError(f"{run.path}: damaged or cut short: its history holds what is no number") from None
+    if steps[-1] != env_steps:
+        raise RunError(f"{run.path}: damaged or cut short: its history has no evaluation after {env_steps:,} steps")
+    return steps, curves
 
 
 def returns(arms: Sequence[Arm]) -> dict[str, dict[int, dict[str, float]]]:

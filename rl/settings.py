@@ -185,8 +185,11 @@ class Settings(RunSettings):
             raise UsageError(
                 f"--intrinsic-discount {self.intrinsic_discount:g}: it is that of the head of --no-bonus-episodic"
             )
-        if not self.bonus_episodic and self.icm == "none":
-            raise UsageError("--no-bonus-episodic with --icm none: there is no bonus")
+        if self.icm == "none":
+            if not self.bonus_episodic:
+                raise UsageError("--no-bonus-episodic with --icm none: there is no bonus")
+            if self.icm_observation != "all":
+                raise UsageError(f"--icm-observation {self.icm_observation} with --icm none: there is no ICM")
         if not self.bonus_episodic and self.n_step > 1:
             raise UsageError(
                 f"--no-bonus-episodic with --n-step {self.n_step}: n rewards of one episode do not make a target "

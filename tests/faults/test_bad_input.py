@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings, strategies
 
 from common import cli
-from common.errors import UsageError
+from common.errors import RunError, UsageError
 from tests.faults.work import SCRIPTS, entry, trials
 
 pytestmark = pytest.mark.faults
@@ -39,12 +39,13 @@ def names_of(task: str) -> list[str]:
 
 
 def read(task: str, argv: list[str]) -> None:
-    """Reads a command line as the script does; a UsageError is what may come, SystemExit only of --help."""
+    """Reads a command line as the script does; a UsageError is what may come, or that there is no run to extend."""
     _, kind = entry(task)
     try:
         cli.parse(kind, argv).check()
-    except UsageError as error:
-        text = str(error)
+    except RunError as error:
+        text, no_run = str(error), not isinstance(error, UsageError)
+        assert text.startswith("--extend ") or not no_run, text
         assert "Traceback" not in text
         assert text.strip()
         assert any(part in text for part in ("--", "setting", "option", "YAML", "yaml", "no such file")), text

@@ -3,8 +3,10 @@
 import locale
 import os
 import random
+import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ def jumping_clock() -> None:
 
 
 def commas() -> None:
+    """A German or French locale; one that is not installed is made below LOCPATH, if the machine has its source."""
     for name in ("de_DE.UTF-8", "fr_FR.UTF-8"):
         try:
             locale.setlocale(locale.LC_ALL, name)
@@ -36,6 +39,18 @@ def commas() -> None:
 
 def no_home() -> None:
     os.environ.update(HOME="/proc/none", XDG_CACHE_HOME="/proc/none/cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def locales(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes a locale with commas where none is installed, in a folder of its own."""
+    installed = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout.lower()
+    with pytest.MonkeyPatch.context() as patch:
+        if "de_de.utf" not in installed and "fr_fr.utf" not in installed and shutil.which("localedef"):
+            folder = tmp_path_factory.mktemp("locales")
+            subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")], check=False)
+            patch.setenv("LOCPATH", str(folder))
+        yield
 
 
 @pytest.fixture(scope="module")

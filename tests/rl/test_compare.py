@@ -70,6 +70,14 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
         (other / "metrics.json").write_text(damaged)
         with pytest.raises(RunError, match="not a finished run"):
             main(Comparison((arms[0], other), tmp_path / "out"))
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    history = (other / "history.csv").read_text()
+    head, *rows = history.splitlines(keepends=True)
+    shorter = "".join([head, *(row for row in rows if not row.startswith("eval,600,"))])
+    for damaged in ("", head, shorter, history.replace("eval,600,", "eval,6x0,"), history + "eval,600\n", "\x00"):
+        (other / "history.csv").write_text(damaged)
+        with pytest.raises(RunError, match=f"{other}: damaged or cut short: its history"):
+            main(Comparison((arms[0], other), tmp_path / "out"))
     (other / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"metrics.json is missing"):
         main(Comparison((arms[0], other), tmp_path / "out"))
