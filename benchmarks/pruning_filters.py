@@ -16,11 +16,11 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch_pruning
 import tyro
 
 from common import data
@@ -87,6 +87,8 @@ def ours(dense: VGG11, widths: Sequence[int], importance: Importance) -> VGG11:
 
 def theirs(dense: VGG11, sparsity: float, importance: Importance) -> VGG11:
     """Returns the network that Torch-Pruning leaves, with torch's own convolutions."""
+    import torch_pruning
+
     network = with_torch_convolutions(dense)
     if importance == "batch-norm":
         group = torch_pruning.importance.BNScaleImportance()
@@ -158,7 +160,7 @@ def main(options: Options) -> None:
     dataset = data.load(
         options.dataset, task_default="cifar10", shape=(3, 32, 32), data_dir=options.data_dir, device=device
     )
-    versions = f"torch {torch.__version__}, Torch-Pruning {torch_pruning.__version__}"
+    versions = f"torch {torch.__version__}, Torch-Pruning {version('torch-pruning')}"
     print(f"{dataset.caption}; {versions}, {device}, {torch.get_num_threads()} threads")
     figures = {f"seed {seed}": compare(options, seed, dataset, device) for seed in range(options.seeds)}
     if options.output is not None:
