@@ -246,11 +246,12 @@ class Settings(RunSettings):
             return
         if self.extended_from is not None:
             raise UsageError(f"--extend with --rewind {self.rewind}: each round repeats the dense training, no more")
-        for name in ("finetune_learning_rate", "finetune_warmup"):
-            if getattr(self, name) != getattr(Settings, name):
+        for name in ("finetune_epochs", "finetune_learning_rate", "finetune_warmup"):
+            usual = {getattr(Settings, name), self.smoke.get(name) if self.smoke_test else None}
+            if getattr(self, name) not in usual:
                 raise UsageError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: it is only for --rewind none; with --rewind "
-                    f"{self.rewind} each round repeats the rate of the dense training"
+                    f"{self.rewind} each round repeats the dense training from its early step"
                 )
         if self.rewind == "weights" and self.dense_weights is not None and self.resume is None:
             early = self.dense_weights.with_name(EARLY)

@@ -87,8 +87,7 @@ class IntrinsicCuriosity(nn.Module):
         window, encoding, next_encoding = self.encode(batch)
         predicted_action = self.inverse_model(torch.cat([encoding, next_encoding], dim=-1))
         inverse_error = (predicted_action - batch.action).square().mean(-1)  # (agents, batch)
-        predicted = self.forward_model(torch.cat([window, batch.action], dim=-1))
-        error = 0.5 * (predicted - next_encoding.detach()).square().sum(-1)
+        error = self._prediction_error(window, batch.action, next_encoding.detach())
         inverse_loss, forward_loss = inverse_error.mean(1), error.mean(1)
         loss = (1 - self.forward_share) * inverse_loss + self.forward_share * forward_loss
         measured = {"inverse_loss": inverse_loss.detach(), "forward_loss": forward_loss.detach()}
@@ -105,7 +104,11 @@ class IntrinsicCuriosity(nn.Module):
     def error(self, batch: Batch) -> Tensor:
         """Returns the errors of `forward`, `(agents, batch)`, and learns nothing of the batch."""
         window, _, next_encoding = self.encode(batch)
-        predicted: Tensor = self.forward_model(torch.cat([window, batch.action], dim=-1))
+        return self._prediction_error(window, batch.action, next_encoding)
+
+    def _prediction_error(self, window: Tensor, action: Tensor, next_encoding: Tensor) -> Tensor:
+        """Returns ½‖φ̂(s′) − φ(s′)‖², `(agents, batch)` (Eq. 5, Pathak et al. 2017)."""
+        predicted: Tensor = self.forward_model(torch.cat([window, action], dim=-1))
         return 0.5 * (predicted - next_encoding).square().sum(-1)
 
     @torch.no_grad()

@@ -256,6 +256,11 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path, unchanged_by_re
         (["--rewind", "rate"], 2, "--rewind rate: it is only for --schedule iterative"),
         (["--schedule", "iterative", "--rewind-fraction", "0.1"], 2, "only for --rewind weights or rate"),
         (["--schedule", "iterative", "--rewind", "rate", "--finetune-warmup", "0.2"], 2, "only for --rewind none"),
+        (
+            ["--schedule", "iterative", "--rewind", "rate", "--finetune-epochs", "9"],
+            2,
+            "--finetune-epochs 9: it is only",
+        ),
         (["--allocation", "given"], 2, "--sparsities-from RUN"),
         (["--allocation", "given", "--sparsities-from", "tests"], 1, "tests: no finished run"),
         (["--allocation", "given", "--sparsities-from", "no/such"], 2, "--sparsities-from no/such: no such folder"),

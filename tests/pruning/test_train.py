@@ -150,8 +150,17 @@ class Killed(Exception):
     pass
 
 
+EVERYTHING = {"allocation": "global", "regrow": 0.5, "distillation": 0.5, "ema_decay": 0.9}
+
+
 @pytest.mark.parametrize(
-    "more", [{"allocation": "random"}, {"allocation": "global", "regrow": 0.5, "distillation": 0.5, "ema_decay": 0.9}]
+    ("more", "width"),
+    [
+        ({"allocation": "random"}, "narrow"),
+        (EVERYTHING, "narrow"),
+        pytest.param(EVERYTHING, "whole", marks=pytest.mark.slow),
+    ],
+    indirect=["width"],
 )
 def test_stopped_while_pruning_it_ends_with_the_same_masks_and_weights(
     tmp_path: Path,
