@@ -60,7 +60,7 @@ class RunSettings:
     precision: Precision = "auto"
     """Number format of matrix products in training; auto takes bfloat16 where the hardware supports it."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    """CPU threads; none leaves the choice to torch."""
+    """CPU threads; none means one for each core that other processes leave free when the run starts."""
     dataset: str = "auto"
     """Images; auto takes the task's own set and falls back to scikit-learn's digits, with a warning."""
     data_dir: Path | None = None

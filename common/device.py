@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from common import cores
 from common.errors import RunError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -22,7 +23,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def set_up(device: str, threads: int | None = None, *, huge_pages: bool = False) -> torch.device:
     """Returns the device that `auto`, `cpu` or `cuda` means on this machine, and sets torch to its fast mode.
 
-    Repeatable on a CPU; on CUDA cuDNN chooses its kernels by timing them, and float32 products are TensorFloat32.
+    Without `threads`, a computation on a CPU takes one thread for each core, fewer if other processes keep cores busy.
+    It is repeatable with the same number of threads; on CUDA cuDNN chooses its kernels by timing them, and float32
+    products are TensorFloat32.
 
     `huge_pages` puts tensors of 2 MB and more on pages of 2 MB where Linux offers them: a step that streams through
     many such tensors looks up fewer addresses. It saves 7 to 13 % of a step in SAC with ten agents, and costs 2 to 5 %
@@ -35,6 +38,8 @@ def set_up(device: str, threads: int | None = None, *, huge_pages: bool = False)
         raise RunError("--device cuda: no usable CUDA GPU on this machine; use --device cpu or --device auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads is None and device == "cpu":
+        threads = free_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     if huge_pages:
@@ -46,6 +51,19 @@ def set_up(device: str, threads: int | None = None, *, huge_pages: bool = False)
     torch.set_float32_matmul_precision("highest" if rounds else "medium")
     torch.backends.cudnn.benchmark = True
     return torch.device(device)
+
+
+def free_threads() -> int | None:
+    """Returns how many threads to take where other processes keep cores busy, and says so; None if they do not.
+
+    With the variable OMP_NUM_THREADS the user has chosen.
+    """
+    most, free = torch.get_num_threads(), cores.free()
+    if free is None or "OMP_NUM_THREADS" in os.environ or (count := max(1, round(free))) >= most:
+        return None
+    of = f"{count} of {most} CPU threads, since other processes keep {len(cores.allowed()) - free:.1f} cores busy"
+    print(f"{of}; --threads {most} takes all, --threads {count} repeats this", file=sys.stderr)
+    return count
 
 
 def _keep_freed_memory() -> None:

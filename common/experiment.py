@@ -85,6 +85,8 @@ class Run:
             tracking.start(self)  # before the writer, which it listens to
             self._writer = SummaryWriter(str(self.path))
             extending.begin(self)
+            if settings.threads is None and device.type == "cpu":  # a run keeps its number: it changes the last digits
+                torch.set_num_threads(self.remembered("threads", torch.get_num_threads))
 
     def _lock(self) -> None:
         """Locks the folder against other processes until this one ends, however it ends."""

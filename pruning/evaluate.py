@@ -47,7 +47,7 @@ class Evaluate:
     data_dir: Path | None = None
     """Folder of the data; none means DATA_DIR or data."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    """CPU threads; none means one for each core. With fewer the times are steadier beside other work."""
+    """CPU threads; none means one for each core that other processes leave free."""
     batch_size: Annotated[int, Interval(ge=1, le=100_000)] = 128
     """Images of the larger of the two batches that are timed; the other is one image."""
 

@@ -59,7 +59,7 @@ class ForwardModels:
     updates: Count = 2_000
     """Updates of every model, each on a batch of 256 transitions."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    """CPU threads; none leaves the choice to torch."""
+    """CPU threads; none means one for each core that other processes leave free."""
     output: Path = Path("results/rl/forward-models")
     """Folder for metrics.json and tables.md."""
 
