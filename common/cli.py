@@ -22,7 +22,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from common import extending, stopping
 from common.device import Precision
 from common.errors import RunError, UsageError
-from common.files import moved_to_sweeps
+from common.files import moved_to_sweeps, require_task
 from common.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -90,16 +90,17 @@ def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: 
     guarded(lambda: main(checked()))
 
 
-def guarded(
-    command: Callable[[], None], interrupted: str = "--resume RUN_DIR goes on from its last checkpoint, if it has one"
-) -> None:
-    """Runs `command` and turns expected failures into one line on standard error and an exit status."""
+def guarded(command: Callable[[], None], interrupted: str = "no run was begun") -> None:
+    """Runs `command` and turns expected failures into one line on standard error and an exit status.
+
+    A signal's line ends with `interrupted`, or with how to go on with the run that has begun.
+    """
     stopping.begin_work()
     try:
         command()
     except (KeyboardInterrupt, Exception) as error:
         if (status := stopping.status_of(error)) is not None:
-            _stop(f"{stopping.word(status)}; {interrupted}", status)
+            _stop(f"{stopping.word(status)}; {stopping.going_on or interrupted}", status)
         if (message := _in_one_line(error)) is None:
             raise
         _stop(message, error.exit_status if isinstance(error, RunError) else 1)
@@ -135,7 +136,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
 
     Raises:
         UsageError: an unknown option or YAML key, a value out of range, an unreadable preset.
-        RunError: `--resume` names a folder that holds no run.
+        RunError: `--resume` or `--extend` names a folder that holds no run, or one of another task.
     """
     argv = [re.sub(r"^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]  # tyro reads both
     early = _read_first(argv)
@@ -159,7 +160,12 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values = _extended(base) | {"run_name": f"{base.resolve().name}-extended"} | values
     elif early.smoke_test and early.resume is None:
         values |= settings_class.smoke
-    preset = from_mapping(settings_class, values, early.config or early.resume or "")
+    try:
+        preset = from_mapping(settings_class, values, early.config or early.resume or "")
+    except UsageError:
+        if (made := early.resume or early.extended_from) is not None:
+            require_task(Path(made), settings_class.__module__.partition(".")[0])
+        raise
     settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from common import extending, tracking
+from common import extending, stopping, tracking
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
@@ -66,6 +66,7 @@ class Run:
         self.finished = self._is_finished()
         if not self.finished:
             self._lock()
+            stopping.going_on = f"--resume {self.path} goes on from its last checkpoint, if it has one"
             self.finished = self._is_finished()  # another process may have finished it before it let go of the lock
         self._memory = self._read(
             "checkpoints/progress.json", {"seconds": 0.0, "history_rows": 0, "task": task, "git_commit": git_commit()}

@@ -179,6 +179,17 @@ def require_unchanged(run: Path) -> None:
             raise RunError(f"{path}: not what this run wrote there (its checksum does not match)")
 
 
+def require_task(run: Path, task: str) -> None:
+    """Raises RunError if `run` is a folder of another task's run: then its settings mean nothing to this one's script.
+
+    A run's progress says whose it is; a folder that says nothing passes.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        made_by = json.loads((run / "checkpoints" / "progress.json").read_text())["task"]
+        if made_by != task:
+            raise RunError(f"{run}: a run of {made_by}, not of {task}")
+
+
 def moved_to_sweeps(path: Path) -> Path:
     """Returns `path`, or `sweeps/` beside it where a study's file lies now, and says so on standard error."""
     now = path.parent / "sweeps" / path.name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # `typing` takes longer to import than this file
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal's number, as a shell reports it
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # pathlib takes longer to import
 _received: list[int] = []
+going_on = ""  # how a person goes on with what this process has begun, once there is something
 
 
 class Terminated(KeyboardInterrupt):

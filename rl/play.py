@@ -49,7 +49,7 @@ class Play:
 
 def main(options: Play) -> None:
     """Plays, and prints a line for each episode; the files it wrote come last."""
-    set_up("cpu")
+    set_up("cpu", threads=1)
     if options.export is not None and options.export.suffix not in ENDINGS:
         raise UsageError(f"--export {options.export}: the name must end in {', '.join(ENDINGS)}")
     if options.video is not None and options.video.suffix != ".gif":

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from annotated_types import Ge, Interval
 
 from common import cli
 from common.errors import RunError, UsageError
+from vae.settings import Settings as VAESettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,18 @@ def test_resume_of_a_smoke_test_keeps_what_it_was_given(tmp_path: Path) -> None:
         cli.parse(Settings, ["--resume", str(tmp_path), "--smoke-test"])
 
 
+@pytest.mark.parametrize("option", ["--resume", "--extend"])
+def test_a_run_of_another_task_is_called_that(
+    option: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "progress.json").write_text('{"task": "rl"}')
+    (tmp_path / "config.yaml").write_text("icm: stacked\n")
+    status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
+    assert status == 1
+    assert line == f"error: {tmp_path}: a run of rl, not of vae"
+
+
 def failing(error: BaseException) -> Any:
     def main(settings: Settings) -> None:
         raise error
@@ -166,7 +180,7 @@ def failing(error: BaseException) -> Any:
         (UsageError("--sparsity 2"), 2, "--sparsity 2"),
         (OSError(28, "No space left on device", "results/x"), 1, "results/x: No space left on device"),
         (PermissionError(13, "Permission denied", "results"), 1, "results: Permission denied"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "interrupted; "),
     ],
 )
 def test_expected_failures_are_one_line(

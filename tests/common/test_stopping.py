@@ -7,24 +7,44 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import cli, stopping
+from common.cli import RunSettings
+from common.experiment import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (stopping.Terminated(), 143)])
-def test_the_work_ends_with_one_line(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_work_ends_with_one_line(
+    error: BaseException, status: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "going_on", "")
+
     def work() -> None:
         raise error
 
     with pytest.raises(SystemExit) as stop:
         cli.guarded(work)
     assert stop.value.code == status
-    assert capsys.readouterr().err == (
-        f"error: {'interrupted' if status == 130 else 'terminated'}; --resume RUN_DIR goes on from its last "
-        "checkpoint, if it has one\n"
-    )
+    assert capsys.readouterr().err == (f"error: {'interrupted' if status == 130 else 'terminated'}; no run was begun\n")
+
+
+def test_the_line_names_the_run_that_has_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "going_on", "")
+
+    def work() -> None:
+        Run(RunSettings(results_dir=tmp_path, run_name="a"), "task", "name", torch.device("cpu"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        cli.guarded(work)
+    run = tmp_path / "task" / "a"
+    expected = f"error: interrupted; --resume {run} goes on from its last checkpoint, if it has one\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_notebook_keeps_its_handlers() -> None:
