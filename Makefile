@@ -33,7 +33,7 @@ demo: .venv/installed ## the committed models at work, a short run of each exper
 	@$(BIN)/python -m common.report results/demo
 	@echo
 	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
-	@echo "results/demo/digits.png is what the committed VAE in models/ drew."
+	@echo "results/demo/hopper.gif and digits.png are what the committed agent and VAE in models/ did."
 	@echo "Next, the whole experiments (on 2 cores about 40 minutes, 8 minutes, and 100,000 steps at about 107 a second):"
 	@echo "  $(BIN)/python pruning/run.py"
 	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
@@ -42,6 +42,7 @@ demo: .venv/installed ## the committed models at work, a short run of each exper
 
 demo-models: .venv/installed
 	@mkdir -p results/demo
+	@$(BIN)/python rl/play.py models/sac-hopper --video results/demo/hopper.gif
 	@$(BIN)/python vae/sample.py models/vae-mnist --out results/demo/digits.png
 
 demo-pruning: .venv/installed

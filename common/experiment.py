@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -11,7 +12,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,8 +194,9 @@ class Run:
         self._memory |= memory
         self._history = rows
         self._write_history()
-        for row in rows:
-            for name, value in row.items():
+        scalars = ((row, name, value) for row in rows for name, value in row.items())
+        with self._named():
+            for row, name, value in scalars:
                 if name not in ("stage", "step") and value != "":
                     self._writer.add_scalar(f"{row['stage']}/{name}", float(value), int(row["step"]))
         self._memory |= {"history_rows": len(rows), "history_sha256": _digest_of(rows)}
@@ -241,9 +243,10 @@ class Run:
             self._memory |= {"history_rows": len(self._history) - 1, "history_sha256": None}
             self._remember()
         self._write_history()
-        for name, value in scalars.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
-        self._writer.flush()
+        with self._named():
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{stage}/{name}", value, step)
+            self._writer.flush()
         self._memory |= {"history_rows": len(self._history), "history_sha256": _digest_of(self._history)}
         self._remember()
 
@@ -257,9 +260,20 @@ class Run:
         names = [name for name in (rows[0] if rows else {}) if name != "stage" and rows[0][name] != ""]
         return {name: [float(row[name]) for row in rows] for name in names}
 
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """TensorBoard does not say which file it could not write: this names the run's folder."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                error.filename = str(self.path)
+            raise
+
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Adds a histogram to TensorBoard."""
-        self._writer.add_histogram(tag, values.detach().float().cpu().numpy(), step)
+        with self._named():
+            self._writer.add_histogram(tag, values.detach().float().cpu().numpy(), step)
 
     def image(self, name: str, pixels: Tensor, step: int) -> None:
         """Writes `figures/<name>.png`, replacing an earlier one, and shows it in TensorBoard at `step`.
@@ -270,14 +284,16 @@ class Run:
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="png")
         replace(self.figures / f"{name}.png", buffer.getvalue())
-        self._writer.add_image(name, grey[None], step)
+        with self._named():
+            self._writer.add_image(name, grey[None], step)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Writes `figures/<name>.png` and shows the figure in TensorBoard."""
         png = png_bytes(figure)
         replace(self.figures / f"{name}.png", png)
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw the figure again
+        with self._named():
+            self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw it again
 
     def finish(self, metrics: Mapping[str, Any], headline: tuple[str, ...]) -> None:
         """Writes metrics.json, which marks the run as complete, and TensorBoard's hparams with the `headline` metrics.
@@ -306,8 +322,9 @@ class Run:
         plain = {
             k: v if isinstance(v, bool | int | float) else str(v) for k, v in dataclasses.asdict(self.settings).items()
         }
-        self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
-        self._writer.close()
+        with self._named():
+            self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
+            self._writer.close()
         tracking.finish(self.settings.track)
         replace(self.path / "metrics.json", text.encode())
         self.finished = True

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -111,6 +112,7 @@ def record_video(
     agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device
     size = {"width": SIDE, "height": SIDE}
     env = make(env_id, reward, render_mode="rgb_array", arguments={**size, **(arguments or {})})
+    _follow(env)
     try:
         observation, _ = env.reset(seed=_start(0))
         frames, ended, step = [], False, 0
@@ -132,6 +134,14 @@ def record_video(
     )
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def _follow(env: gym.Env[Any, Any]) -> None:
+    """Films with the camera that follows the robot, where the task has one: gymnasium 1.4 leaves it still."""
+    import mujoco
+
+    if (renderer := getattr(env.unwrapped, "mujoco_renderer", None)) is not None:
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1: none
 
 
 def _off_screen_backend() -> str | None:

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import pruning
+import rl
 import vae
+from rl.evaluate import Evaluator
+from rl.policy import loaded
 
 MODELS = Path("models")
 
@@ -33,3 +37,13 @@ def test_the_vae_draws_strokes_on_black() -> None:
         assert 0.05 < float(images.mean()) < 0.25  # of MNIST 0.13
         assert images[:, :, :2].max() < 0.5  # the edge is empty
         assert (images.flatten(1).amax(1) > 0.7).all()
+
+
+def test_the_hopper_hops_on() -> None:
+    _, actor, seed = loaded(MODELS / "sac-hopper", "best")
+    assert seed == 2
+    (returns,) = Evaluator("Hopper-v4", "dense", 1, 1).returns(actor)
+    assert returns[0] > 2000  # 3358; an untrained policy falls at 20
+    action = rl.load(MODELS / "sac-hopper").act(np.zeros(11))
+    assert action.shape == (3,)
+    assert np.abs(action).max() <= 1

@@ -104,6 +104,19 @@ def test_figures_are_png_and_in_tensorboard(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(written.convert("RGB")))
 
 
+def test_a_disk_that_fills_up_under_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread says no more than that there is no space."""
+    run = a_run(tmp_path)
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run._writer, "flush", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        run.log("dense", 1, {"loss": 0.5})
+    assert told.value.filename == str(run.path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_damaged_progress_is_told(tmp_path: Path, text: str) -> None:
     run = a_run(tmp_path)
