@@ -1,4 +1,4 @@
-"""Soft actor-critic with curiosity, many agents side by side."""
+"""SAC and DQN with curiosity, many agents side by side."""
 
 from typing import Any
 

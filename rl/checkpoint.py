@@ -12,14 +12,14 @@ from torch import Tensor
 from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import last_whole, read_metrics, save_state
+from rl.agents import Agents
 from rl.coverage import Coverage
 from rl.envs import Environments
 from rl.failures import Failures
 from rl.meter import Meter
 from rl.replay import Replay
-from rl.sac import SAC
 from rl.selection import Best
-from rl.settings import Settings
+from rl.settings import AgentSettings
 from rl.streams import RandomStreams
 
 
@@ -28,7 +28,7 @@ class Checkpoint:
     """Everything that the rest of a training depends on, and the files in the run folder that hold it."""
 
     run: Run
-    sac: SAC
+    agents: Agents
     environments: Environments
     replay: Replay
     streams: RandomStreams
@@ -53,8 +53,8 @@ class Checkpoint:
         self.replay.save_segment(_replay_folder(self.run), self.saved_steps)
         state: dict[str, Any] = {
             "step": self.replay.steps,
-            "sac": self.sac.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.sac.optimizers],
+            "sac": self.agents.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.agents.optimizers],
             "generators": self.streams.state(),
             "environments": self.environments.state(),
             "observation": self.environments.observation,
@@ -86,7 +86,7 @@ class Checkpoint:
             self.replay.begin_episodes()
             self.meter.running_return[:] = 0
             say(
-                f"    the state of {self.sac.settings.env_id} cannot be saved exactly: each agent starts a fresh "
+                f"    the state of {self.agents.settings.env_id} cannot be saved exactly: each agent starts a fresh "
                 f"episode at step {self.replay.steps}, so that the numbers are not those of a run that never stopped"
             )
 
@@ -94,8 +94,8 @@ class Checkpoint:
         try:
             # First: the files of the transitions may be damaged.
             self.replay.load_segments(_replay_folder(self.run), state["step"], state.get("begun", 0))
-            self.sac.load_state_dict(state["sac"])
-            for optimizer, saved in zip(self.sac.optimizers, state["optimizers"], strict=True):
+            self.agents.load_state_dict(state["sac"])
+            for optimizer, saved in zip(self.agents.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.streams.restore(state["generators"])
             self.failures.restore(state.get("failures", []))
@@ -115,7 +115,7 @@ class Checkpoint:
         assert finished is not None
         metrics = read_metrics(finished) or {}
         try:
-            self.sac.load_state_dict(weights)
+            self.agents.load_state_dict(weights)
             failed = [(agent["seed"], agent["step"], agent["cause"]) for agent in metrics.get("failed", [])]
             self.failures.restore([(self.failures.seeds.index(seed), *when) for seed, *when in failed])
             if (best := self.run.start_weights("best")) is not None:
@@ -128,7 +128,7 @@ class Checkpoint:
         self.coverage.steps = self.saved_steps = step
 
 
-def require_room(settings: Settings) -> None:
+def require_room(settings: AgentSettings) -> None:
     """Raises UsageError for an extension that would only fill its replay, since the finished run has kept none."""
     base = settings.extended_from
     if base is None or settings.resume is not None or (base / "checkpoints" / "agents.state.pt").exists():

@@ -30,9 +30,9 @@ from common.plotting import COLOURS, figure, png_bytes
 from common.report.folders import Folder, run_at
 from common.tables import Table, counted, difference
 from rl import measures, shares
+from rl.dqn_settings import SCRIPTS, kind_of
 from rl.figures import band, seed_curves
 from rl.measures import NAMES, SHARES, Arm
-from rl.settings import Settings
 
 # Settings that compared runs share, those in which runs of one arm may differ, what a run's metrics.json must say.
 SAME = {"env_id", "reward", "env_steps", "eval_every", "eval_episodes"}
@@ -49,7 +49,7 @@ FIGURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Compare finished runs of rl/train_sac_icm.py: curves, table, differences; same settings are one arm."""
+    """Compare finished runs of SAC and DQN: curves, table, differences; same settings are one arm."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders; an arm has the name of its first one, and every later arm is compared with every earlier one."""
@@ -108,9 +108,9 @@ def pooled(arms: Sequence[Arm]) -> list[Arm]:
 
     A run that shares a seed with an earlier one of the same settings stays an arm of its own.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     groups: list[tuple[str, list[Arm]]] = []
     for arm in arms:
+        defaults = {field.name: field.default for field in dataclasses.fields(kind_of(arm.settings))}
         chosen = {name: value for name, value in (defaults | arm.settings).items() if name not in SEEDS | MACHINE}
         key = json.dumps(chosen, sort_keys=True, default=str)
         for other, members in groups:
@@ -144,7 +144,7 @@ def read(run: Folder) -> Arm:
         RunError: it is no finished run of this task, or a damaged one.
     """
     if run.damaged:
-        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({run.state.removeprefix('damaged: ')})")
+        raise RunError(f"{run.path}: not a finished run of {SCRIPTS} ({run.state.removeprefix('damaged: ')})")
     if not run.finished:
         raise RunError(f"{run.path}: no finished run (metrics.json is missing)")
     try:
@@ -157,7 +157,7 @@ def read(run: Folder) -> Arm:
             raise ValueError("not a return for every seed")
         return Arm(run.path.name, settings, metrics, steps, curves)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{run.path}: not a finished run of rl/train_sac_icm.py ({error})") from None
+        raise RunError(f"{run.path}: not a finished run of {SCRIPTS} ({error})") from None
 
 
 def evaluations(run: Folder, seeds: Sequence[int], env_steps: int) -> tuple[list[float], list[list[float]]]:

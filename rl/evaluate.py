@@ -20,7 +20,7 @@ from common.device import stream_seed
 from common.experiment import say
 from common.files import write_atomically
 from rl.envs import forward_position, make
-from rl.networks import Actor
+from rl.networks import ActingNetwork
 from rl.settings import RewardKind
 
 SIDE, COLOURS = 240, 64  # pixels and colours of a film
@@ -48,13 +48,13 @@ class Evaluator:
         self.envs = [make(env_id, reward, arguments=arguments) for _ in range(agents)]
         self.episodes = episodes
 
-    def returns(self, actor: Actor, agents: Sequence[int] | None = None) -> NDArray[np.float64]:
+    def returns(self, policy: ActingNetwork, agents: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Returns the undiscounted return of each episode, `(agents, episodes)`; NaN of those not in `agents`."""
-        return self.play(actor, agents).returns
+        return self.play(policy, agents).returns
 
-    def play(self, actor: Actor, agents: Sequence[int] | None = None) -> Played:
+    def play(self, policy: ActingNetwork, agents: Sequence[int] | None = None) -> Played:
         """Returns what the episodes of the `agents` came to; without them all agents play."""
-        device = next(actor.parameters()).device
+        device = next(policy.parameters()).device
         returns, lengths, distances = played = Played(*np.zeros((3, len(self.envs), self.episodes)))
         episode = [0] * len(self.envs)
         observations = np.stack([env.reset(seed=_start(0))[0] for env in self.envs]).astype(np.float32)
@@ -63,7 +63,7 @@ class Evaluator:
             figure[[k for k in range(len(self.envs)) if k not in playing]] = np.nan
         start = [forward_position(env) for env in self.envs]
         while playing:
-            actions = actor.deterministic(torch.from_numpy(observations).to(device)).cpu().numpy()
+            actions = policy.deterministic(torch.from_numpy(observations).to(device)).cpu().numpy()
             for k in list(playing):
                 observation, reward, terminated, truncated, _ = self.envs[k].step(actions[k])
                 returns[k, episode[k]] += float(reward)
@@ -85,7 +85,7 @@ def _start(episode: int) -> int:
 
 
 def record_video(
-    actor: Actor,
+    policy: ActingNetwork,
     agent: int,
     env_id: str,
     reward: RewardKind,
@@ -109,7 +109,7 @@ def record_video(
         )
         return None
     os.environ["MUJOCO_GL"] = backend
-    agents, device = actor.network.weights[0].shape[0], next(actor.parameters()).device
+    agents, device = policy.network.weights[0].shape[0], next(policy.parameters()).device
     size = {"width": SIDE, "height": SIDE}
     env = make(env_id, reward, render_mode="rgb_array", arguments={**size, **(arguments or {})})
     _follow(env)
@@ -120,7 +120,7 @@ def record_video(
             if step % every == 0:
                 frames.append(np.asarray(env.render()))
             state = torch.from_numpy(observation.astype(np.float32)).to(device).expand(agents, -1)
-            observation, _, terminated, truncated, _ = env.step(actor.deterministic(state)[agent].cpu().numpy())
+            observation, _, terminated, truncated, _ = env.step(policy.deterministic(state)[agent].cpu().numpy())
             ended, step = terminated or truncated, step + 1
         seconds = every * float(env.get_wrapper_attr("dt"))
     finally:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from common.errors import RunError
 from common.experiment import say
+from rl.agents import Agents
 from rl.envs import Environments
-from rl.sac import SAC
 
 MILDER = "Start a new run with a lower learning rate, or milder settings."
 TASK = "It came so from the environment: look at the task, not at the learning rate."
@@ -26,8 +26,8 @@ TASK = "It came so from the environment: look at the task, not at the learning r
 class Failures:
     """The agents that failed; the checks raise RunError when none is left."""
 
-    def __init__(self, seeds: Sequence[int], sac: SAC, environments: Environments, checkpoint: Path) -> None:
-        self.seeds, self.sac, self.environments, self.checkpoint = seeds, sac, environments, checkpoint
+    def __init__(self, seeds: Sequence[int], agents: Agents, environments: Environments, checkpoint: Path) -> None:
+        self.seeds, self.agents, self.environments, self.checkpoint = seeds, agents, environments, checkpoint
         self.failed: dict[int, tuple[int, str]] = {}  # agent → step and cause
 
     @property
@@ -60,7 +60,7 @@ class Failures:
 
     def check_weights(self, step: int) -> None:
         """Ends every agent with a weight or running moment that is NaN or infinite; those of failed ones become 0."""
-        state = {name: tensor for name, tensor in self.sac.state_dict().items() if tensor.ndim}
+        state = {name: tensor for name, tensor in self.agents.state_dict().items() if tensor.ndim}
         self.silence(*state.values(), *self._optimizer_tensors())
         self._check(step, {f"the largest of {name}": tensor for name, tensor in state.items()}, MILDER)
 
@@ -90,10 +90,10 @@ class Failures:
 
     def _bury(self, agent: int) -> None:
         self.environments.silence(agent)
-        self.silence(*(t for t in self.sac.state_dict().values() if t.ndim), *self._optimizer_tensors())
+        self.silence(*(t for t in self.agents.state_dict().values() if t.ndim), *self._optimizer_tensors())
 
     def _optimizer_tensors(self) -> list[Tensor]:
-        states = [optimizer.state_dict() for optimizer in self.sac.optimizers]
+        states = [optimizer.state_dict() for optimizer in self.agents.optimizers]
         return [tensor for state in states for tensor in (*state["means"], *state["squares"])]
 
     def state(self) -> list[tuple[int, int, str]]:

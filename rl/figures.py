@@ -17,6 +17,7 @@ LABELS = {
     "episode_length": "length of training episodes",
     "steps_paid": "steps paid so far",
     "critic_loss": "critic loss (both critics)",
+    "q_loss": "loss of the Q-networks",
     "value": "mean action value",
     "bonus_value": "mean action value of the bonus",
     "actor_loss": "actor loss",

@@ -18,10 +18,10 @@ from common.device import random_stream
 from common.errors import RunError
 from common.fast.adam import Adam
 from common.training import progress_bar
+from rl.agents import build_curiosity
 from rl.icm import IntrinsicCuriosity
 from rl.networks import StackedMLP
 from rl.replay import Batch, Replay
-from rl.sac import build_curiosity
 from rl.settings import Settings
 
 PAIRS = {

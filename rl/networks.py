@@ -7,7 +7,7 @@ over agents holds each agent's own gradient. The two formulas here have faster t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -79,14 +79,44 @@ class StackedMLP(nn.Module):
 
         With `frozen` the input alone gets a gradient, the weights get none.
         """
-        layers: fast.Layers = self._layers
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            layers = self.layers()
         if frozen:
             layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
         return perceptron(x, layers, hidden_dtype)
 
+    def layers(self) -> fast.Layers:
+        """Returns weight `(agents, inputs, outputs)` and bias `(agents, 1, outputs)` of each layer."""
+        return self._layers
 
-class Actor(nn.Module):
-    """A Gaussian policy squashed by tanh (Haarnoja et al. 2018b, appendix C), its deviation a function of the state."""
+    def learn(self, x: Tensor, hidden_dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns what `forward` returns, on a batch to learn from; networks that normalise use its statistics."""
+        return self(x, hidden_dtype=hidden_dtype)  # type: ignore[no-any-return]
+
+
+MLP = Callable[..., StackedMLP]  # of sizes, generators and copies, as `StackedMLP` itself
+
+
+class ActingNetwork(nn.Module):
+    """A network that acts, for each agent: what it does without noise follows from its first `outputs` outputs."""
+
+    def __init__(self, network: StackedMLP, outputs: int, action_dim: int, decision: nn.Module) -> None:
+        """`decision`, without weights, maps outputs `(…, outputs)` to actions in [−1, 1] `(…, action)`."""
+        super().__init__()
+        self.network, self.outputs, self.action_dim, self.decision = network, outputs, action_dim, decision
+
+    @torch.no_grad()
+    def deterministic(self, observation: Tensor) -> Tensor:
+        """Returns the actions without noise, `(agents, action)` in [−1, 1], for observations `(agents, obs)`."""
+        action: Tensor = self.decision(self.network(observation[:, None])[..., : self.outputs])
+        return action[:, 0]
+
+
+class Actor(ActingNetwork):
+    """A Gaussian policy squashed by tanh (Haarnoja et al. 2018b, appendix C), its deviation a function of the state.
+
+    Without noise it acts with tanh of the mean.
+    """
 
     def __init__(
         self,
@@ -95,9 +125,10 @@ class Actor(nn.Module):
         hidden: Sequence[int],
         log_std_range: tuple[float, float],
         generators: Sequence[torch.Generator],
+        mlp: MLP = StackedMLP,
     ) -> None:
-        super().__init__()
-        self.network = StackedMLP([obs_dim, *hidden, 2 * action_dim], generators)
+        network = mlp([obs_dim, *hidden, 2 * action_dim], generators)
+        super().__init__(network, action_dim, action_dim, nn.Tanh())
         self.log_std_range = log_std_range
 
     def forward(
@@ -107,23 +138,22 @@ class Actor(nn.Module):
 
         `observation` is `(agents, batch, obs)`, `noise` `(agents, batch, action)` is standard normal.
         """
-        mean, log_std = self._gaussian(observation, hidden_dtype)
-        return squashed_gaussian(mean, log_std, noise)
+        return squashed_gaussian(*self._split(self.network(observation, hidden_dtype=hidden_dtype)), noise)
+
+    def learn(
+        self, observation: Tensor, noise: Tensor, hidden_dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what `forward` returns, on a batch to learn from (see `StackedMLP.learn`)."""
+        return squashed_gaussian(*self._split(self.network.learn(observation, hidden_dtype)), noise)
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Returns actions `(agents, action)` for observations `(agents, obs)` and normal `noise` `(agents, action)`."""
-        mean, log_std = self._gaussian(observation[:, None], torch.float32)
+        mean, log_std = self._split(self.network(observation[:, None]))
         return (mean + log_std.exp() * noise[:, None]).tanh()[:, 0]
 
-    @torch.no_grad()
-    def deterministic(self, observation: Tensor) -> Tensor:
-        """Returns the policy's actions without noise, tanh of the mean, `(agents, action)` for `(agents, obs)`."""
-        mean, _ = self._gaussian(observation[:, None], torch.float32)
-        return mean.tanh()[:, 0]
-
-    def _gaussian(self, observation: Tensor, hidden_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.network(observation, hidden_dtype=hidden_dtype).chunk(2, dim=-1)
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = outputs.chunk(2, dim=-1)
         return mean, log_std.clamp(*self.log_std_range)
 
 
@@ -140,9 +170,10 @@ class TwinCritic(nn.Module):
         hidden: Sequence[int],
         generators: Sequence[torch.Generator],
         heads: int = 1,
+        mlp: MLP = StackedMLP,
     ) -> None:
         super().__init__()
-        self.network = StackedMLP([obs_dim + action_dim, *hidden, heads], generators, copies=2)
+        self.network = mlp([obs_dim + action_dim, *hidden, heads], generators, copies=2)
 
     def forward(
         self, observation: Tensor, action: Tensor, hidden_dtype: torch.dtype = torch.float32, frozen: bool = False
@@ -151,3 +182,20 @@ class TwinCritic(nn.Module):
         x = torch.cat([observation, action], dim=-1)
         values: Tensor = self.network(torch.cat([x, x]), hidden_dtype=hidden_dtype, frozen=frozen)
         return tuple(values.view(2, *x.shape[:2], -1).unbind(-1))
+
+    def learn_jointly(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        next_observation: Tensor,
+        next_action: Tensor,
+        hidden_dtype: torch.dtype = torch.float32,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Returns the values of (s, a) and of (s′, a′) out of one pass over both (Bhatt et al. 2024, section 3.2).
+
+        Each as `forward` returns them; those of (s′, a′) are for a target and carry no gradient.
+        """
+        x = torch.cat([torch.cat([observation, next_observation], 1), torch.cat([action, next_action], 1)], dim=-1)
+        both = self.network.learn(torch.cat([x, x]), hidden_dtype).view(2, *x.shape[:2], -1)  # (2, agents, 2·batch, …)
+        values, next_values = both.chunk(2, dim=2)
+        return tuple(values.unbind(-1)), tuple(next_values.detach().unbind(-1))

@@ -11,15 +11,20 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common import cli
 from common.errors import RunError, UsageError
 from common.files import finished_metrics, load_weights
+from common.plain_yaml import read_yaml
+from rl.dqn import ActionGrid, QNetwork
+from rl.dqn_settings import SCRIPTS, DQNSettings, kind_of
 from rl.envs import make
-from rl.networks import Actor
-from rl.settings import Settings
+from rl.networks import ActingNetwork, Actor
+from rl.sac import mlp_of
+from rl.settings import AgentSettings, Settings
 
 Agent = int | Literal["best"]
 Weights = Literal["last", "best"]
@@ -32,23 +37,23 @@ class Policy(nn.Module):
 
     def __init__(self, layers: nn.Sequential, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        self.layers = layers  # ends with tanh
+        self.layers = layers  # ends with what makes actions of outputs: tanh, or the greedy choice of a grid
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
     @classmethod
-    def of(cls, actor: Actor, agent: int, actions: gym.spaces.Box) -> Policy:
-        """Returns the policy of one agent of the stack; of the last layer it keeps the means alone."""
+    def of(cls, network: ActingNetwork, agent: int, actions: gym.spaces.Box) -> Policy:
+        """Returns the policy of one agent of the stack; of the last layer it keeps the outputs that decide alone."""
         layers: list[nn.Module] = []
-        stack = list(zip(actor.network.weights, actor.network.biases, strict=True))
+        stack = network.network.layers()
         for number, (weight, bias) in enumerate(stack):
             inputs, outputs = weight.shape[1:]
             last = number == len(stack) - 1
-            width = outputs // 2 if last else outputs
+            width = network.outputs if last else outputs
             layer = nn.Linear(inputs, width)
             layer.weight.data.copy_(weight[agent, :, :width].T)
             layer.bias.data.copy_(bias[agent, 0, :width])
-            layers += [layer, nn.Tanh() if last else nn.ReLU()]
+            layers += [layer, network.decision if last else nn.ReLU()]
         low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (actions.low, actions.high))
         return cls(nn.Sequential(*layers), low, high).requires_grad_(False).eval()
 
@@ -114,10 +119,23 @@ def load(run: Path | str, agent: Agent = "best", weights: Weights = "last") -> P
     return Policy.of(actor, 0, action_space(settings.env_id, settings.task_arguments))
 
 
-def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[Settings, Actor, int]:
-    """Returns a run's settings, the actor of one agent alone, and its seed; for errors see `load`."""
-    metrics = finished_metrics(run, "eval_returns", "rl/train_sac_icm.py")
-    settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
+def settings_of(run: Path) -> Settings | DQNSettings:
+    """Returns the settings of a run's folder, of the script that made it.
+
+    Raises:
+        UsageError: its config.yaml is missing, or no preset of these scripts.
+    """
+    try:
+        values = read_yaml(run / "config.yaml")
+    except (OSError, ValueError, yaml.YAMLError):
+        values = {}  # `parse` says what is wrong with it
+    return cli.parse(kind_of(values if isinstance(values, dict) else {}), ["--config", str(run / "config.yaml")])
+
+
+def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[AgentSettings, ActingNetwork, int]:
+    """Returns a run's settings, the acting network of one agent alone, and its seed; for errors see `load`."""
+    metrics = finished_metrics(run, "eval_returns", SCRIPTS)
+    settings = settings_of(run)
     returns = final_returns(run, metrics, settings)
     best = max(returns, key=lambda of: returns[of])
     seed = best if agent == "best" else agent
@@ -127,23 +145,41 @@ def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[Settings
     path = run / "checkpoints" / ("best.safetensors" if weights == "best" else "agents.safetensors")
     if weights == "best" and settings.select != "best":
         raise UsageError(f"--weights best: {run} has kept the last weights alone; train with --select best")
-    prefix = "actor.network."
+    prefix = "q_network.network." if isinstance(settings, DQNSettings) and weights == "last" else "actor.network."
     stack = {name.removeprefix(prefix): t for name, t in load_weights(path).items() if name.startswith(prefix)}
     try:
-        obs_dim, action_dim = stack["weights.0"].shape[1], stack[f"weights.{len(settings.hidden)}"].shape[2] // 2
-        generators = [torch.Generator()]
-        actor = Actor(obs_dim, action_dim, settings.hidden, settings.log_std_range, generators)
+        network = acting_network(
+            settings, stack["weights.0"].shape[1], stack[f"weights.{len(settings.hidden)}"].shape[2]
+        )
         alone = len(stack["weights.0"]) == 1 < settings.num_seeds  # the best agent of a folder that was shared small
         if alone and seed != best:
             raise UsageError(f"--agent {agent}: {run} has the best agent alone, that of seed {best}")
         row = 0 if alone else settings.seeds.index(seed)
-        actor.network.load_state_dict({name: tensor[[row]] for name, tensor in stack.items()})
-    except (KeyError, IndexError, RuntimeError):
+        network.network.load_state_dict({name: tensor[[row]] for name, tensor in stack.items()})
+    except (KeyError, IndexError, ValueError, RuntimeError):
         raise RunError(f"{path}: not the weights of these agents") from None
-    return settings, actor.requires_grad_(False), seed
+    return settings, network.requires_grad_(False), seed
 
 
-def final_returns(run: Path, metrics: Mapping[str, Any], settings: Settings) -> dict[int, float]:
+def acting_network(settings: AgentSettings, obs_dim: int, outputs: int) -> ActingNetwork:
+    """Returns the network of one agent that acts as the settings say, its weights not yet those of the run.
+
+    Raises:
+        ValueError: a network of these settings has another number of outputs.
+    """
+    generators = [torch.Generator()]
+    if isinstance(settings, Settings):
+        return Actor(obs_dim, outputs // 2, settings.hidden, settings.log_std_range, generators, mlp_of(settings))
+    assert isinstance(settings, DQNSettings)
+    dimensions = [
+        n
+        for n in range(1, outputs + 1)
+        if outputs == (settings.bins**n if settings.head == "joint" else settings.bins * n)
+    ]
+    return QNetwork(obs_dim, settings.hidden, ActionGrid(dimensions[0], settings.bins, settings.head), generators)
+
+
+def final_returns(run: Path, metrics: Mapping[str, Any], settings: AgentSettings) -> dict[int, float]:
     """Returns the final return of each agent by its seed; an agent that failed while training has none.
 
     Raises:

@@ -14,6 +14,7 @@ from common.report.folders import Folder, usable
 from common.stats import Interval
 from common.tables import Table, counted
 from rl import compare
+from rl.dqn_settings import DQNSettings, kind_of
 from rl.measures import Arm
 
 
@@ -44,6 +45,7 @@ ORDER = {"none": 0, "single": 1, "stacked": 2}
 CLAIM = "Curiosity: ICM on a stack of frames is “marginally better” than on one frame"
 AGAINST_MATCHED = "Our control: a stack of frames against one frame with as many parameters"
 AGAINST_NONE = "Our control: a stack of frames against SAC without curiosity"
+AGAINST_SAC = "DQN, the report's first attempt: “a continuous action space is not ideal for a DQN”; here DQN − SAC"
 COMMAND = "python rl/train_sac_icm.py --icm stacked"  # and --icm single
 KEPT_CURVES = ("eval",)  # stages of history.csv that a compact folder of runs keeps
 
@@ -58,8 +60,10 @@ def section(folders: Sequence[Folder]) -> Section:
         "intervals.",
     ]
     claims = []
-    # Plain SAC first, then one frame, then more: each later arm is compared with each earlier one.
-    order = sorted(runs, key=lambda run: (ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters))
+    # Plain SAC first, then one frame, then more, then DQN: each later arm is compared with each earlier one.
+    order = sorted(
+        runs, key=lambda run: (is_dqn(run[0]), ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters)
+    )
     for group in comparable([folder for folder, _ in order]):
         arms = named_apart(group[: len(COLOURS)])
         differences = compare.paired(arms)
@@ -88,7 +92,9 @@ def section(folders: Sequence[Folder]) -> Section:
         ]
     else:
         blocks.append(f"No finished run yet: `{COMMAND}`.")
-    return Section("Curiosity", blocks, claims or [Claim.not_measured(CLAIM, f"{COMMAND}` and `--icm single")])
+    if all(of.claim == AGAINST_SAC for of in claims):
+        claims = [Claim.not_measured(CLAIM, f"{COMMAND}` and `--icm single"), *claims]
+    return Section("Curiosity", blocks, claims)
 
 
 def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
@@ -108,13 +114,19 @@ def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
 
 
 def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:
-    """Returns the original report's claim and our controls of it beside the `differences` of arms that hold them."""
-    stacked = next((arm for arm in arms if arm.metrics["icm"] == "stacked"), None)
+    """Returns the original report's claims and our controls of them beside the `differences` of arms that hold them."""
+    of_sac, of_dqn = ([arm for arm in arms if is_dqn(arm) is wanted] for wanted in (False, True))
+    plain = next((arm for arm in of_sac if arm.metrics["icm"] == "none"), None)
+    claims = [
+        claim_of(AGAINST_SAC, differences[f"{arm.name} − {plain.name}"], evidence, arm.name)
+        for arm in of_dqn
+        if plain is not None and arm.metrics["icm"] == "none"
+    ]
+    stacked = next((arm for arm in of_sac if arm.metrics["icm"] == "stacked"), None)
     if stacked is None:
-        return []
+        return claims
     size = stacked.metrics["curiosity_parameters"]
-    claims = []
-    for arm in arms:
+    for arm in of_sac:
         matched = abs(arm.metrics["curiosity_parameters"] - size) < 0.05 * size
         match arm.metrics["icm"]:
             case "single" if matched:
@@ -125,10 +137,20 @@ def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence
                 claim = AGAINST_NONE
             case _:
                 continue
-        gain = differences[f"{stacked.name} − {arm.name}"]
-        estimate, _, interval = gain.text(signed=True).partition(" ")
-        claims.append(Claim(claim, f"{estimate} return", interval or "none", gain.values, sentence(gain), evidence))
+        claims.append(claim_of(claim, differences[f"{stacked.name} − {arm.name}"], evidence))
     return sorted(claims, key=lambda claim: claim.claim != CLAIM)
+
+
+def claim_of(claim: str, gain: Interval, evidence: str, of: str = "") -> Claim:
+    """Returns a claim beside a difference in return, `of` the arm that it names if there may be several."""
+    estimate, _, interval = gain.text(signed=True).partition(" ")
+    measured = f"{of}: {estimate} return" if of else f"{estimate} return"
+    return Claim(claim, measured, interval or "none", gain.values, sentence(gain), evidence)
+
+
+def is_dqn(run: Folder | Arm) -> bool:
+    """Whether a run is one of rl/train_dqn.py."""
+    return kind_of(run.settings) is DQNSettings
 
 
 def said_and_measured(claims: Sequence[Claim]) -> list[Block]:
@@ -157,13 +179,25 @@ def named_apart(group: Sequence[Arm]) -> list[Arm]:
     return [dataclasses.replace(arm, name=name) for arm, name in zip(group, names, strict=True)]
 
 
-HEAD = ["run", "curiosity", "task", "reward", "seeds", "steps", "mean return", "interquartile mean", "agent steps/s"]
+HEAD = [
+    "run",
+    "agent",
+    "curiosity",
+    "task",
+    "reward",
+    "seeds",
+    "steps",
+    "mean return",
+    "interquartile mean",
+    "agent steps/s",
+]
 
 
 def row(folder: Folder, metrics: Metrics) -> list[str]:
     """Returns a run's line of the table of all runs."""
     return [
         folder.name,
+        f"DQN, {folder.settings['head']}" if is_dqn(folder) else "SAC",
         metrics.icm,
         folder.dataset,
         str(folder.settings.get("reward")),

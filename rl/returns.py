@@ -1,6 +1,6 @@
 """n-step returns: the rewards of several transitions in a row before a target bootstraps (Sutton & Barto, chapter 7).
 
-y = Σᵢ γⁱ rₜ₊ᵢ + γᵐ (1 − d)(min Q̄(sₜ₊ₘ, a′) − α log π(a′|sₜ₊ₘ)),  i < m ≤ n
+y = Σᵢ γⁱ rₜ₊ᵢ + γᵐ (1 − d)(min Q̄(sₜ₊ₘ, a′) − α log π(a′|sₜ₊ₘ)),  i < m ≤ n   (of DQN with its own value there)
 
 m is n, or less where the episode ends before: at a termination nothing follows (d = 1), at a time limit the target
 bootstraps there. The actions between are those of the replay, without correction, and the entropy of the policy counts
@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from rl.replay import Batch, Replay, Trajectories
-from rl.settings import Settings
+from rl.settings import AgentSettings
 
 
-def sampled(replay: Replay, indices: Tensor, settings: Settings, upcoming: Tensor) -> Batch | Trajectories:
+def sampled(
+    replay: Replay, indices: Tensor, settings: AgentSettings, upcoming: Tensor | None = None
+) -> Batch | Trajectories:
     """Returns what an update learns from: the transitions at `indices` `(agents, batch)` and what their targets need.
 
-    `upcoming` `(agents, obs)` are the states to act on next.
+    `upcoming` `(agents, obs)`, the states to act on next, is for targets that go on after an episode's end.
     """
     if settings.n_step > 1:
         return replay.sample_trajectories(indices, settings.window, settings.n_step)
-    return replay.sample(indices, settings.window, None if settings.bonus_episodic else upcoming)
+    return replay.sample(indices, settings.window, upcoming)
 
 
 def whole(batch: Batch | Trajectories, reward: Tensor, discount: float) -> tuple[Batch, Tensor, float | Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.experiment import Run
 from common.files import save_weights
-from rl.networks import Actor
+from rl.networks import ActingNetwork
 
 PREFIX = "actor."  # as in agents.safetensors, where the actor is one network of several
 
@@ -22,7 +22,7 @@ class Best:
     optimistic. An agent that failed keeps the policy that was its best before.
     """
 
-    def __init__(self, seeds: Sequence[int], actor: Actor) -> None:
+    def __init__(self, seeds: Sequence[int], actor: ActingNetwork) -> None:
         self.seeds, self.actor = seeds, actor
         self.returns = torch.full((len(seeds),), -torch.inf, dtype=torch.float64)
         self.steps = torch.zeros(len(seeds), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The settings of the curiosity experiment; `python rl/train_sac_icm.py --help` prints them."""
+"""The settings that all agents share, and those of SAC; `python rl/train_sac_icm.py --help` prints them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ YamlMapping = Annotated[str, BeforeValidator(lambda given: json.dumps(given) if 
 Curiosity = Literal["none", "single", "stacked", "random", "rnd"]
 BonusKind = Literal["plain", "centred"]
 RewardKind = Literal["dense", "sparse"]
+Critic = Literal["twin", "crossq"]
 # Numbers at the start of the observation that are positions and angles; velocities follow.
 POSITIONS = {"Hopper": 5, "HalfCheetah": 8, "Walker2d": 8}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(RunSettings):
-    """Train SAC with an Intrinsic Curiosity Module on a continuous task, several seeds side by side in one process."""
+class AgentSettings(RunSettings):
+    """What every kind of agent has: a task, a curiosity module, a replay to learn from, evaluations."""
 
     smoke: ClassVar[dict[str, Any]] = {
         "num_seeds": 2,
@@ -49,7 +50,7 @@ class Settings(RunSettings):
         may_change=(
             *("eval_every", "eval_episodes", "log_every", "checkpoint_every", "select", "video"),
             *("learning_rate", "critic_learning_rate", "icm_learning_rate", "policy_delay", "updates_per_step"),
-            *("batch_size", "discount", "target_rate", "target_entropy"),
+            *("batch_size", "discount", "target_rate", "target_entropy", "target_period"),
             *("intrinsic_weight", "extrinsic_weight", "bonus", "bonus_decay", "forward_share", "deviation_horizon"),
         ),
         missing=(
@@ -82,17 +83,13 @@ class Settings(RunSettings):
 
     # 2. Curiosity
     icm: Curiosity = "none"
-    """none: SAC alone. single: ICM on one state. stacked: on several. random: single's rewards shuffled. rnd: RND."""
+    """none: without. single: ICM on one state. stacked: on several. random: single's rewards shuffled. rnd: RND."""
     stack: Annotated[int, Interval(ge=1, le=64)] = 4
     """States that the forward model of --icm stacked sees: the current one and those before it in the episode."""
     intrinsic_weight: Annotated[float, Ge(0)] = 0.1
     """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
     bonus: BonusKind = "plain"
     """plain: divided by its deviation (Burda et al. 2018). centred: less its mean first, clipped to ±1 (rllte)."""
-    bonus_episodic: bool = True
-    """Whether bonuses end with the episode; without, they go on in a value head of their own (RND, section 2.3)."""
-    intrinsic_discount: Annotated[float, Interval(ge=0, lt=1)] = 0.99
-    """Discount factor of the value head of --no-bonus-episodic (Burda et al. 2018: 0.99)."""
     bonus_decay: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0
@@ -112,15 +109,11 @@ class Settings(RunSettings):
     deviation_horizon: Count = 1000
     """Memory, in updates, of the running mean and standard deviation of the intrinsic reward."""
 
-    # 3. Soft actor-critic (values of Haarnoja et al. 2018b, table 1, unless a comment names another source)
+    # 3. Learning from the replay
     hidden: Annotated[tuple[Width, ...], MinLen(1)] = (256, 256)
-    """Hidden layers of the actor and the critics."""
+    """Hidden layers of the networks that act and that value actions (Haarnoja et al. 2018b)."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """Adam's learning rate for the actor, the critics and the temperature."""
-    critic_learning_rate: Annotated[float, Gt(0)] | None = None
-    """Adam's learning rate for the critics (CleanRL: 1e-3); None means --learning-rate."""
-    policy_delay: Count = 1
-    """Updates of the critics for each one of actor and temperature (Fujimoto et al. 2018: 2; Bhatt et al. 2024: 3)."""
+    """Adam's learning rate for the actor, the critics and the temperature (Haarnoja et al. 2018b)."""
     updates_per_step: Count = 1
     """Updates after each environment step, each on a batch of its own (Chen et al. 2021, REDQ: 20)."""
     batch_size: Count = 256
@@ -133,14 +126,6 @@ class Settings(RunSettings):
     """Discount factor γ of a step."""
     n_step: Annotated[int, Interval(ge=1, le=1000)] = 1
     """Rewards that the critics' target sums before it bootstraps, fewer where the episode ends (MR.Q: 3)."""
-    target_rate: Annotated[float, Interval(gt=0, le=1), tyro.conf.arg(aliases=["--tau"])] = 0.005
-    """τ of the target critics' moving average: Q̄ ← (1 − τ) Q̄ + τ Q at every update."""
-    initial_temperature: Annotated[float, Interval(ge=1e-30, le=1e30)] = 1.0
-    """Temperature α at the start; then it is tuned automatically."""
-    target_entropy: float | None = None
-    """Entropy in nats towards which the temperature is tuned; None means −(number of action dimensions)."""
-    log_std_range: tuple[float, float] = (-20.0, 2.0)
-    """Bounds of the log standard deviation of the policy (the authors' code)."""
 
     # 4. Evaluation and records
     eval_every: Count = 5_000
@@ -170,31 +155,10 @@ class Settings(RunSettings):
             raise UsageError(
                 f"--extrinsic-weight 0 with --bonus-decay {self.bonus_decay:g}: no reward is left at the end"
             )
-        low, high = self.log_std_range
-        if low >= high:
-            raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound must come first")
-        if low < -80 or high > 80:
-            raise UsageError(f"--log-std-range {low:g} {high:g}: outside float32's range; use -80 to 80")
         if self.forward_width is not None and self.icm not in ("single", "stacked", "random"):
             raise UsageError(f"--forward-width {self.forward_width} with --icm {self.icm}: it has no forward model")
-        self._check_bonus()
-
-    def _check_bonus(self) -> None:
-        """Raises UsageError for settings of the bonus and of the curiosity module's sight that contradict others."""
-        if self.bonus_episodic and self.intrinsic_discount != 0.99:
-            raise UsageError(
-                f"--intrinsic-discount {self.intrinsic_discount:g}: it is that of the head of --no-bonus-episodic"
-            )
-        if self.icm == "none":
-            if not self.bonus_episodic:
-                raise UsageError("--no-bonus-episodic with --icm none: there is no bonus")
-            if self.icm_observation != "all":
-                raise UsageError(f"--icm-observation {self.icm_observation} with --icm none: there is no ICM")
-        if not self.bonus_episodic and self.n_step > 1:
-            raise UsageError(
-                f"--no-bonus-episodic with --n-step {self.n_step}: n rewards of one episode do not make a target "
-                "that goes on after its end; choose one of the two"
-            )
+        if self.icm == "none" and self.icm_observation != "all":
+            raise UsageError(f"--icm-observation {self.icm_observation} with --icm none: there is no ICM")
         if self.icm_observation == "positions":
             chosen = f"--icm-observation positions with --env-id {self.env_id}"
             if self.family not in POSITIONS:
@@ -240,3 +204,59 @@ class Settings(RunSettings):
     def window(self) -> int:
         """States that the forward model sees."""
         return self.stack if self.icm == "stacked" else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(AgentSettings):
+    """Train SAC with an Intrinsic Curiosity Module on a continuous task, several seeds side by side in one process."""
+
+    # 5. Soft actor-critic (values of Haarnoja et al. 2018b, table 1, unless a comment names another source)
+    critic: Critic = "twin"
+    """twin: two critics and their moving averages as targets. crossq: batch renormalisation in critics and actor, no
+    targets (Bhatt et al. 2024; configs/rl/crossq.yaml has the settings that go with it)."""
+    critic_hidden: Annotated[tuple[Width, ...], MinLen(1)] | None = None
+    """Hidden layers of the critics (Bhatt et al. 2024: 2048 2048); None means --hidden."""
+    renorm_warm_up: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 100_000
+    """Updates of a network of --critic crossq in which it normalises with the batch alone (the authors' code)."""
+    adam_beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Adam's β₁, of all that learns (Kingma & Ba 2015: 0.9; Bhatt et al. 2024: 0.5)."""
+    critic_learning_rate: Annotated[float, Gt(0)] | None = None
+    """Adam's learning rate for the critics (CleanRL: 1e-3); None means --learning-rate."""
+    policy_delay: Count = 1
+    """Updates of the critics for each one of actor and temperature (Fujimoto et al. 2018: 2; Bhatt et al. 2024: 3)."""
+    target_rate: Annotated[float, Interval(gt=0, le=1), tyro.conf.arg(aliases=["--tau"])] = 0.005
+    """τ of the target critics' moving average: Q̄ ← (1 − τ) Q̄ + τ Q at every update."""
+    initial_temperature: Annotated[float, Interval(ge=1e-30, le=1e30)] = 1.0
+    """Temperature α at the start; then it is tuned automatically."""
+    target_entropy: float | None = None
+    """Entropy in nats towards which the temperature is tuned; None means −(number of action dimensions)."""
+    log_std_range: tuple[float, float] = (-20.0, 2.0)
+    """Bounds of the log standard deviation of the policy (the authors' code)."""
+    bonus_episodic: bool = True
+    """Whether bonuses end with the episode; without, they go on in a value head of their own (RND, section 2.3)."""
+    intrinsic_discount: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    """Discount factor of the value head of --no-bonus-episodic (Burda et al. 2018: 0.99)."""
+
+    def check(self) -> None:
+        """Raises UsageError for settings that contradict each other."""
+        super().check()
+        low, high = self.log_std_range
+        if low >= high:
+            raise UsageError(f"--log-std-range {low:g} {high:g}: the lower bound must come first")
+        if low < -80 or high > 80:
+            raise UsageError(f"--log-std-range {low:g} {high:g}: outside float32's range; use -80 to 80")
+        if self.critic == "crossq" and self.target_rate != 0.005:
+            raise UsageError(f"--target-rate {self.target_rate:g} with --critic crossq: it has no target critics")
+        if self.critic != "crossq" and self.renorm_warm_up != 100_000:
+            raise UsageError(f"--renorm-warm-up {self.renorm_warm_up} with --critic {self.critic}: nothing normalises")
+        if self.bonus_episodic and self.intrinsic_discount != 0.99:
+            raise UsageError(
+                f"--intrinsic-discount {self.intrinsic_discount:g}: it is that of the head of --no-bonus-episodic"
+            )
+        if self.icm == "none" and not self.bonus_episodic:
+            raise UsageError("--no-bonus-episodic with --icm none: there is no bonus")
+        if not self.bonus_episodic and self.n_step > 1:
+            raise UsageError(
+                f"--no-bonus-episodic with --n-step {self.n_step}: n rewards of one episode do not make a target "
+                "that goes on after its end; choose one of the two"
+            )

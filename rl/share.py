@@ -15,9 +15,10 @@ import safetensors.torch
 from common import cli, sharing
 from common.files import finished_metrics
 from common.sharing import Card, Figure, Share
-from rl.policy import final_returns, loaded
+from rl import train_dqn, train_sac_icm
+from rl.dqn_settings import SCRIPTS, DQNSettings
+from rl.policy import final_returns, loaded, settings_of
 from rl.settings import Settings
-from rl.train_sac_icm import model_title
 
 LOAD = """
 import gymnasium as gym
@@ -32,15 +33,19 @@ action = policy.act(observation)
 
 def main(options: Share) -> None:
     """Writes the folder and prints it."""
-    metrics = finished_metrics(options.run, "eval_returns", "rl/train_sac_icm.py")
-    settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
+    metrics = finished_metrics(options.run, "eval_returns", SCRIPTS)
+    settings = settings_of(options.run)
     final_returns(options.run, metrics, settings)  # which refuses damaged metrics
     sharing.share(options, settings, metrics, card(settings, metrics))
     print(options.folder)
 
 
-def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
+def card(settings: Settings | DQNSettings, metrics: Mapping[str, Any]) -> Card:
     """Returns what the model card says of the agents."""
+    if isinstance(settings, DQNSettings):
+        title, script, method = train_dqn.model_title(settings), "rl/train_dqn.py", "dqn"
+    else:
+        title, script, method = train_sac_icm.model_title(settings), "rl/train_sac_icm.py", "soft-actor-critic"
     returns, env_id = metrics["eval_returns"], settings.env_id
     spread = statistics.stdev(returns) if len(returns) > 1 else 0.0
     last = metrics["evaluations_averaged"]
@@ -59,7 +64,7 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
             "return there is optimistic, and not the one given above."
         )
     return Card(
-        what=f"{model_title(settings)}, trained on {env_id} ({settings.reward} reward).",
+        what=f"{title}, trained on {env_id} ({settings.reward} reward).",
         task=("reinforcement-learning", "Reinforcement learning"),
         data=(env_id, env_id),
         on_hub=False,
@@ -67,11 +72,11 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
             Figure("mean_reward", "mean return", f"{metrics['eval_return_mean']:.2f} +/- {spread:.2f}"),
             Figure("iqm_reward", "interquartile mean of the return", float(metrics["eval_return_iqm"])),
         ],
-        tags=[env_id, "reinforcement-learning", "deep-reinforcement-learning", "soft-actor-critic"]
+        tags=[env_id, "reinforcement-learning", "deep-reinforcement-learning", method]
         + (["curiosity"] if settings.icm != "none" else []),
         load=LOAD.replace("ENV", env_id),
         limits=limits,
-        script="rl/train_sac_icm.py",
+        script=script,
         weights=["agents.safetensors", "best.safetensors"],
         pictures=["learning_curve"],
         small={"agents.safetensors": best_policy},
@@ -84,8 +89,9 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
 
 def best_policy(run: Path) -> bytes:
     """Returns the policy of the run's best agent in half precision, as safetensors; `rl.load` finds it alone."""
-    _, actor, _ = loaded(run, "best")
-    weights = {f"actor.{name}": tensor.half().contiguous() for name, tensor in actor.state_dict().items()}
+    settings, policy, _ = loaded(run, "best")
+    prefix = "q_network." if isinstance(settings, DQNSettings) else "actor."
+    weights = {prefix + name: tensor.half().contiguous() for name, tensor in policy.state_dict().items()}
     return safetensors.torch.save(weights)
 
 

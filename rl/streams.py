@@ -25,8 +25,17 @@ class RandomStreams:
     A training step calls `noise` once, then, if it has an update, `indices` once; both again for each further update.
     """
 
-    def __init__(self, seeds: Sequence[int], batch_size: int, action_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        batch_size: int,
+        action_dim: int,
+        device: torch.device,
+        exploration: int | None = None,
+    ) -> None:
+        """`action_dim` numbers an action of an update; `exploration` numbers to act with, as many if None."""
         self.batch_size, self.action_dim, self.device = batch_size, action_dim, device
+        self.exploration = action_dim if exploration is None else exploration
         self.seeds, self.generators = seeds, [random_stream(seed, "sac steps") for seed in seeds]
 
     def begin_after(self, steps: int) -> None:
@@ -34,12 +43,12 @@ class RandomStreams:
         self.generators = [random_stream(seed, f"sac steps after {steps}") for seed in self.seeds]
 
     def noise(self) -> tuple[Tensor, Noise]:
-        """Returns standard normal numbers: `(agents, action)` to act with, and those of the update."""
+        """Returns standard normal numbers: `(agents, exploration)` to act with, and those of the update."""
         batch, width = self.batch_size, self.batch_size * self.action_dim
-        normal = torch.empty(len(self.generators), self.action_dim + 2 * width + batch)  # one copy to the device
+        normal = torch.empty(len(self.generators), self.exploration + 2 * width + batch)  # one copy to the device
         for row, generator in zip(normal, self.generators, strict=True):
             row.normal_(generator=generator)
-        parts = normal.to(self.device, non_blocking=True).split([self.action_dim, width, width, batch], dim=1)
+        parts = normal.to(self.device, non_blocking=True).split([self.exploration, width, width, batch], dim=1)
         exploration, next_action, action, shuffle = parts
         shape = (batch, self.action_dim)
         return exploration, Noise(next_action.unflatten(1, shape), action.unflatten(1, shape), shuffle)

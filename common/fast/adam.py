@@ -27,6 +27,7 @@ def fused_update(
     squares: Sequence[Tensor],
     steps: Tensor,
     rate: float | Tensor,
+    betas: tuple[float, float] = BETAS,
 ) -> None:
     """Does what `update` does, for all tensors in one call of torch's kernel."""
     if not parameters:
@@ -39,8 +40,8 @@ def fused_update(
         [],
         [steps] * len(parameters),
         lr=rate,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
+        beta1=betas[0],
+        beta2=betas[1],
         eps=EPSILON,
         weight_decay=0.0,
         amsgrad=False,
@@ -56,9 +57,10 @@ def update(
     squares: Sequence[Tensor],
     steps: Tensor,
     rate: float | Tensor,
+    betas: tuple[float, float] = BETAS,
 ) -> None:
     """Moves parameters and both moving averages, in place, by step number `steps` (Kingma & Ba 2015, Algorithm 1)."""
-    beta1, beta2 = BETAS
+    beta1, beta2 = betas
     count = steps.double()  # 1 − β₂ of the first step has only four correct digits in float32
     for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
         mean.copy_(beta1 * mean + (1 - beta1) * gradient)
@@ -73,8 +75,9 @@ class Adam(torch.optim.Optimizer):
     # torch's decorator of it imports torch._dynamo: 2 seconds of every start, for a compiler that is not used
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
-    def __init__(self, *groups: tuple[Iterable[nn.Parameter], float]) -> None:
+    def __init__(self, *groups: tuple[Iterable[nn.Parameter], float], beta1: float = BETAS[0]) -> None:
         super().__init__([{"params": list(parameters), "lr": rate} for parameters, rate in groups], {})
+        self.betas = beta1, BETAS[1]
         self.parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
         self._means = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self._squares = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
@@ -117,6 +120,7 @@ class Adam(torch.optim.Optimizer):
                 self._squares[part],
                 self.steps,
                 group["lr"],
+                self.betas,
             )
 
     def state_dict(self) -> dict[str, Any]:

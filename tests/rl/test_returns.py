@@ -83,7 +83,7 @@ class Moved(nn.Module):
 @pytest.mark.parametrize("icm", ["single", "random"])
 def test_the_bonuses_of_all_n_transitions_count(icm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """r + w·b summed by a loop; with `random`, the bonuses of another trajectory, in their order."""
-    monkeypatch.setattr("rl.sac.build_curiosity", lambda *_: Moved())
+    monkeypatch.setattr("rl.agents.build_curiosity", lambda *_: Moved())
     agents = SAC(Settings(icm=icm, n_step=3, hidden=(4,)), 1, 1, [torch.Generator()] * 2, CPU)  # type: ignore[arg-type]
     ends = [["goes on"] * 4 + ["terminates"] + ["goes on"] * 3] * 2
     replay, shuffle = filled(ends, 8), torch.randn(2, 8)
@@ -138,6 +138,6 @@ def test_after_a_termination_follows_the_first_state_of_the_next_episode(capacit
     assert sorted(starts) == list(range(6 - replay.size, 6))
     assert batch.following[0, :, 0].tolist() == [after[int(t)] for t in starts]
     assert batch.next_observation[0, :, 0].tolist() == [t + 0.5 for t in starts]
-    episodic = sampled(replay, torch.arange(replay.size)[None], Settings(icm="single"), upcoming)
+    episodic = sampled(replay, torch.arange(replay.size)[None], Settings(icm="single"))
     assert isinstance(episodic, Batch)
     assert episodic.following is episodic.next_observation

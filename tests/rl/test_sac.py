@@ -289,7 +289,7 @@ def test_a_new_intrinsic_reward_as_the_docs_show_it(monkeypatch: pytest.MonkeyPa
     assert example
     names: dict[str, Any] = {"nn": nn, "Batch": Batch, "Surprise": Surprise}
     exec(example[1], names)
-    monkeypatch.setattr("rl.sac.build_curiosity", lambda *_: names["Motion"]())
+    monkeypatch.setattr("rl.agents.build_curiosity", lambda *_: names["Motion"]())
     agents = sac(range(2), icm="single")  # it has nothing to learn
     batch, noise = batch_and_noise(2, 0)
     moved = (batch.next_observation - batch.observation).square().sum(-1)

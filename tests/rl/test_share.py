@@ -13,6 +13,8 @@ from common.errors import UsageError
 from common.files import load_weights, save_weights
 from common.sharing import Share
 from rl import load
+from rl.dqn import DQN
+from rl.dqn_settings import DQNSettings
 from rl.sac import SAC
 from rl.selection import PREFIX
 from rl.settings import Settings
@@ -72,3 +74,19 @@ def test_a_small_folder_has_the_best_policy_alone(tmp_path: Path, capsys: pytest
     np.testing.assert_array_equal(load(folder, agent=1).act(observation), load(folder).act(observation))
     with pytest.raises(UsageError, match="the best agent alone, that of seed 1"):
         load(folder, agent=0)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_dqn_is_shared_too(small: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder = tmp_path / "run", tmp_path / "hopper"
+    settings = DQNSettings(hidden=(4,), num_seeds=2)
+    dqn = DQN(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
+    save_weights(run / "checkpoints" / "agents.safetensors", dqn.state_dict())
+    (run / "config.yaml").write_text(to_yaml(settings))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    cli.command(main, Share, [str(run), str(folder), *["--small"] * small])
+    text = (folder / "README.md").read_text()
+    assert "python rl/train_dqn.py --num-seeds 2" in text
+    assert "soft-actor-critic" not in text
+    observation = np.linspace(-1, 1, 11)
+    np.testing.assert_allclose(load(folder).act(observation), load(run).act(observation), atol=1e-2)

@@ -20,6 +20,7 @@ from common.files import load_state, load_weights, save_state, save_weights
 from common.sweep.file import groups_of, read, seeds_of
 from rl import train_sac_icm as script
 from rl.checkpoint import Checkpoint
+from rl.dqn_settings import kind_of
 from rl.envs import Environments
 from rl.evaluate import Evaluator
 from rl.replay import Replay
@@ -430,7 +431,9 @@ def test_every_arm_of_the_sweeps_is_accepted_and_its_agents_have_seeds_of_their_
     for path in paths:
         file = read(path)
         for arm in (arm for group in groups_of(file) for arm in group):
-            settings = [cli.from_mapping(Settings, {**arm.settings, "seed": seed}) for seed in seeds_of(file)]
+            settings = [
+                cli.from_mapping(kind_of(arm.settings), {**arm.settings, "seed": seed}) for seed in seeds_of(file)
+            ]
             for chosen in settings:
                 chosen.check()
             seeds = [seed for chosen in settings for seed in chosen.seeds]

@@ -19,14 +19,14 @@ def loss(weights: list[nn.Parameter]) -> Tensor:
     return sum(((weight - 1) ** 4).sum() for weight in weights) + weights[0].mean() * weights[2].sum()
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_same_steps_as_torchs_plain_adam(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("plain", "beta1"), [(False, 0.9), (True, 0.9), (False, 0.5), (True, 0.5)])
+def test_same_steps_as_torchs_plain_adam(plain: bool, beta1: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the version that is neither fused nor for many tensors at a time, with a rate for each group."""
     monkeypatch.setattr(fast, "PLAIN", plain)
     ours, theirs = parameters(), parameters()
-    optimizer = Adam((ours[:2], 1e-2), (ours[2:], 1e-3))
+    optimizer = Adam((ours[:2], 1e-2), (ours[2:], 1e-3), beta1=beta1)
     groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 1e-3}]
-    reference = torch.optim.Adam(groups, foreach=False, fused=False)
+    reference = torch.optim.Adam(groups, betas=(beta1, 0.999), foreach=False, fused=False)
     for _ in range(50):
         optimizer.descend(loss(ours))
         reference.zero_grad()
