@@ -58,6 +58,7 @@ class RandomConvolutions(nn.Module):
             weight.data.copy_(torch.from_numpy(drawn) * (2 / weight[0].numel()) ** 0.5)
         self.requires_grad_(False).eval()
         self.digest = hashlib.sha256(save(dict(self.state_dict()))).hexdigest()[:16]
+        self.to(memory_format=torch.channels_last)  # convolutions on a CPU take half the time
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
