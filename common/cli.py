@@ -34,7 +34,7 @@ class RunSettings:
     """The settings every script has. A script inherits them, adds its own and narrows `dataset` to what it can use."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
-    smoke: ClassVar[dict[str, Any]] = {}  # what --smoke-test sets: the whole pipeline, shrunk to under a minute
+    smoke: ClassVar[dict[str, Any]] = {}  # what --smoke-test sets: the whole pipeline, shrunk to about a minute
     not_saved: ClassVar[tuple[str, ...]] = ("config", "resume")  # how a run was asked for, not what it is
     may_change: ClassVar[tuple[str, ...]] = ("data_dir", "config", "resume", "track")  # when a run is resumed
     once_finished: ClassVar[Mapping[str, str]] = {}  # setting → what a finished {run} has instead of it, for the user
@@ -52,7 +52,7 @@ class RunSettings:
     track: Literal["wandb"] | None = None
     """Service that also gets what TensorBoard gets; wandb needs its package, pip install -e '.[wandb]'."""
     smoke_test: bool = False
-    """The whole pipeline in under a minute, on data that needs no network. A check, not a result."""
+    """The whole pipeline in about a minute, on data that needs no network. A check, not a result."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of every random stream: weights, batches, augmentation, random masks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -98,6 +98,9 @@ def guarded(command: Callable[[], None], interrupted: str = "no run was begun") 
     stopping.begin_work()
     try:
         command()
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` or a pager
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        raise SystemExit(141) from None
     except (KeyboardInterrupt, Exception) as error:
         if (status := stopping.status_of(error)) is not None:
             _stop(f"{stopping.word(status)}; {stopping.going_on or interrupted}", status)
@@ -176,7 +179,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
                 hint = f"; once it is finished: {instead.format(run=early.resume)}" if instead else ""
                 raise UsageError(
                     f"{given} beside --resume: the run was started with {getattr(preset, name)}, and "
-                    f"changing it would not continue that run; only --data-dir may differ{hint}"
+                    f"changing it would not continue that run; only --data-dir and --track may differ{hint}"
                 )
     return settings
 
@@ -265,10 +268,10 @@ def _checked(options_class: type[Options], values: Mapping[str, Any], origin: st
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "unexpected_keyword_argument":
-            known = ", ".join(field.name for field in dataclasses.fields(options_class))
-            raise UsageError(
-                f"{_prefix(origin)}unknown setting {first['loc'][0]!r} (of another script?); known are {known}"
-            ) from None
+            name = str(first["loc"][0])
+            close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(options_class)], 1)
+            hint = f"did you mean {close[0]}?" if close else "of another script? --help lists those of this one"
+            raise UsageError(f"{_prefix(origin)}unknown setting {name!r} ({hint})") from None
         setting = _option(str(first["loc"][0])) if first["loc"] else "settings"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{_prefix(origin)}{setting} {first['input']}: {message[0].lower() + message[1:]}") from None
@@ -330,4 +333,8 @@ def _what_is_wrong(event: Any, known: Sequence[str]) -> str:
         case "BadValue":
             return f"{name}: a value is missing (expected {name} {expected})"
         case _:
-            return f"{name}: {event.message.splitlines()[0].rstrip(' .')} (expected {name} {expected})"
+            said = event.message.splitlines()[0].rstrip(" .")
+            said = re.sub(r"no type matching .*", "does not fit", said)  # Python's words for a value of the wrong type
+            said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
+            said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+            return f"{name}: {said} (expected {name} {expected})"

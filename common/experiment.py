@@ -30,6 +30,7 @@ from common.device import peak_memory, resolve_precision
 from common.errors import RunError
 from common.files import (
     digest,
+    digest_of_rows,
     forget_state,
     git_commit,
     load_weights,
@@ -199,7 +200,7 @@ class Run:
             for row, name, value in scalars:
                 if name not in ("stage", "step") and value != "":
                     self._writer.add_scalar(f"{row['stage']}/{name}", float(value), int(row["step"]))
-        self._memory |= {"history_rows": len(rows), "history_sha256": _digest_of(rows)}
+        self._memory |= {"history_rows": len(rows), "history_sha256": digest_of_rows(rows)}
         self._remember()
 
     def extended_at(self) -> int | None:
@@ -247,7 +248,7 @@ class Run:
             for name, value in scalars.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
             self._writer.flush()
-        self._memory |= {"history_rows": len(self._history), "history_sha256": _digest_of(self._history)}
+        self._memory |= {"history_rows": len(self._history), "history_sha256": digest_of_rows(self._history)}
         self._remember()
 
     def rewind(self, stage: str, step: int) -> None:
@@ -341,19 +342,13 @@ class Run:
         except (ValueError, KeyError, TypeError, csv.Error):
             known = False
         whole = self._memory["history_rows"]
-        known = known and self._memory.get("history_sha256") in (None, _digest_of(rows[:whole]))
+        known = known and self._memory.get("history_sha256") in (None, digest_of_rows(rows[:whole]))
         if not known or len(rows) < whole:
             raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
         return rows
 
     def _write_history(self) -> None:
         replace(self.path / "history.csv", as_csv(self._history).encode())
-
-
-def _digest_of(rows: list[dict[str, Any]]) -> str:
-    """Returns the checksum of rows of history.csv, whether they were read from it or are to be written."""
-    cells = [{name: str(value) for name, value in row.items() if value not in ("", None)} for row in rows]
-    return digest(json.dumps(cells, sort_keys=True).encode())  # a file has the columns in the order of its first rows
 
 
 def say(message: str) -> None:

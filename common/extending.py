@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError
-from common.files import read_metrics, require_unchanged
+from common.files import digest_of_rows, load_state, read_metrics, require_unchanged
 
 if TYPE_CHECKING:
     from common.cli import RunSettings
@@ -79,6 +79,20 @@ def require(settings: RunSettings, finished: RunSettings) -> None:
     if not (base / "checkpoints" / "progress.json").exists():
         raise RunError(f"--extend {base}: this is no run's own folder (a shared one?), and what it lacks is needed")
     require_unchanged(base)
+    _require_whole_history(base)
+    if (state := base / "checkpoints" / f"{extension.stage}.state.pt").exists():
+        load_state(state)  # which names it where it is damaged, before the new run has a copy
+
+
+def _require_whole_history(base: Path) -> None:
+    rows, path = _rows(base / "history.csv"), base / "checkpoints" / "progress.json"
+    try:
+        memory = json.loads(path.read_text())
+        count, made = int(memory.get("history_rows", 0)), memory.get("history_sha256")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: damaged ({error}); the run cannot be extended") from None
+    if len(rows) < count or made not in (None, digest_of_rows(rows[:count])):
+        raise RunError(f"{base / 'history.csv'}: damaged or rows are missing; the run cannot be extended")
 
 
 def begin(run: Run) -> None:

@@ -93,7 +93,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: not a readable safetensors file: {error}") from None
+        missing = isinstance(error, FileNotFoundError)
+        raise RunError(
+            f"{path}: no such file" if missing else f"{path}: not a readable safetensors file: {error}"
+        ) from None
 
 
 def save_state(path: Path, state: dict[str, Any], *, keep_older: bool = False) -> None:
@@ -158,6 +161,12 @@ def forget_state(path: Path) -> None:
 def digest(content: bytes) -> str:
     """Returns the SHA-256 of a file's content, by which a damaged one is known."""
     return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_rows(rows: list[dict[str, Any]]) -> str:
+    """Returns the checksum of rows of history.csv, whether they were read from it or are to be written."""
+    cells = [{name: str(value) for name, value in row.items() if value not in ("", None)} for row in rows]
+    return digest(json.dumps(cells, sort_keys=True).encode())  # a file has the columns in the order of its first rows
 
 
 def require_unchanged(run: Path) -> None:

@@ -82,7 +82,7 @@ def decode(
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for name, content in tqdm(
-                members, f"decoding {origin.name}", total, unit=" images", mininterval=1, leave=False
+                members, f"decoding {origin.name}", total, unit=" images", mininterval=1, delay=2, leave=False
             ):
                 try:
                     with Image.open(io.BytesIO(content), formats=FORMATS) as image:

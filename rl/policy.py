@@ -123,13 +123,14 @@ def settings_of(run: Path) -> Settings | DQNSettings:
     """Returns the settings of a run's folder, of the script that made it.
 
     Raises:
-        UsageError: its config.yaml is missing, or no preset of these scripts.
+        RunError: its config.yaml is missing, damaged, or not of these scripts.
     """
+    path = run / "config.yaml"
     try:
-        values = read_yaml(run / "config.yaml")
-    except (OSError, ValueError, yaml.YAMLError):
-        values = {}  # `parse` says what is wrong with it
-    return cli.parse(kind_of(values if isinstance(values, dict) else {}), ["--config", str(run / "config.yaml")])
+        values = read_yaml(path)
+        return cli.from_mapping(kind_of(values), values)
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UsageError) as error:
+        raise RunError(f"{path}: not the settings of a run of {SCRIPTS} ({' '.join(str(error).split())})") from None
 
 
 def loaded(run: Path, agent: Agent, weights: Weights = "last") -> tuple[AgentSettings, ActingNetwork, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.comparison import verdict
 from common.errors import RunError
@@ -16,6 +17,7 @@ from common.tables import Table, counted
 from rl import compare
 from rl.dqn_settings import DQNSettings, kind_of
 from rl.measures import Arm
+from rl.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ def section(folders: Sequence[Folder]) -> Section:
     order = sorted(
         runs, key=lambda run: (is_dqn(run[0]), ORDER.get(run[1].icm, len(ORDER)), run[1].curiosity_parameters)
     )
-    for group in comparable([folder for folder, _ in order]):
+    whole = [folder for folder, _ in order if folder.settings.get("smoke_test") is not True]  # a check, not a result
+    for group in comparable(whole):
         arms = named_apart(group[: len(COLOURS)])
         differences = compare.paired(arms)
         protocol, *tables = compare.tables(arms)
@@ -116,7 +119,8 @@ def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
 def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:
     """Returns the original report's claims and our controls of them beside the `differences` of arms that hold them."""
     of_sac, of_dqn = ([arm for arm in arms if is_dqn(arm) is wanted] for wanted in (False, True))
-    plain = next((arm for arm in of_sac if arm.metrics["icm"] == "none"), None)
+    twin = [arm for arm in of_sac if arm.settings.get("critic", "twin") == "twin"]  # CrossQ is no plain SAC
+    plain = next((arm for arm in twin if arm.metrics["icm"] == "none"), None)
     claims = [
         claim_of(AGAINST_SAC, differences[f"{arm.name} − {plain.name}"], evidence, arm.name)
         for arm in of_dqn
@@ -126,7 +130,7 @@ def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence
     if stacked is None:
         return claims
     size = stacked.metrics["curiosity_parameters"]
-    for arm in of_sac:
+    for arm in (arm for arm in of_sac if learner_of(arm) == learner_of(stacked)):
         matched = abs(arm.metrics["curiosity_parameters"] - size) < 0.05 * size
         match arm.metrics["icm"]:
             case "single" if matched:
@@ -146,6 +150,12 @@ def claim_of(claim: str, gain: Interval, evidence: str, of: str = "") -> Claim:
     estimate, _, interval = gain.text(signed=True).partition(" ")
     measured = f"{of}: {estimate} return" if of else f"{estimate} return"
     return Claim(claim, measured, interval or "none", gain.values, sentence(gain), evidence)
+
+
+def learner_of(arm: Arm) -> list[Any]:
+    """Returns the settings of what learns from the rewards, in which arms must agree to be told apart by curiosity."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    return [str(arm.settings.get(name, defaults[name])) for name in LEARNER]
 
 
 def is_dqn(run: Folder | Arm) -> bool:
@@ -179,6 +189,10 @@ def named_apart(group: Sequence[Arm]) -> list[Arm]:
     return [dataclasses.replace(arm, name=name) for arm, name in zip(group, names, strict=True)]
 
 
+LEARNER = [
+    *("critic", "critic_hidden", "hidden", "learning_rate", "critic_learning_rate", "adam_beta1", "policy_delay"),
+    *("updates_per_step", "batch_size", "discount", "n_step", "target_rate", "precision"),
+]
 HEAD = [
     "run",
     "agent",

@@ -15,6 +15,7 @@ import safetensors.torch
 from common import cli, sharing
 from common.files import finished_metrics
 from common.sharing import Card, Figure, Share
+from common.tables import counted
 from rl import train_dqn, train_sac_icm
 from rl.dqn_settings import SCRIPTS, DQNSettings
 from rl.policy import final_returns, loaded, settings_of
@@ -53,7 +54,8 @@ def card(settings: Settings | DQNSettings, metrics: Mapping[str, Any]) -> Card:
         f"{len(returns)} seed{'s' * (len(returns) > 1)}, {settings.env_steps:,} steps each: "
         "another seed may give a very different return.",
         f"The return is that of the policy without its noise, the mean over the last 10 % of the evaluations during "
-        f"training ({last}, episodes each: {settings.eval_episodes}). Behind +/- stands the deviation over the seeds.",
+        f"training: {counted(last, 'evaluation')} of {counted(settings.eval_episodes, 'episode')}. "
+        "Behind +/- stands the deviation over the seeds.",
         "Trained in simulation, on one task; nothing is known of it elsewhere.",
     ]
     if metrics.get("failed"):

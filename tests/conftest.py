@@ -71,6 +71,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heeded here and in the processes that start here: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Runs a script's `main` on a command line that must fail; returns its exit status and its one line."""
 

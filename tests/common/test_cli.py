@@ -210,7 +210,7 @@ def test_an_alias_is_the_same_option(tmp_path: Path) -> None:
         cli.parse(Aliased, ["--resume", str(tmp_path), "--gamma", "0.5"])
     for typed, told in (
         (["--gamma", "2"], "--discount 2.0: "),
-        (["--gamma", "x"], "'x' .expected --gamma.--discount "),
+        (["--gamma", "x"], "'x' is no number .expected --gamma.--discount "),
     ):
         with pytest.raises(UsageError, match=told):
             cli.parse(Aliased, typed)
@@ -274,3 +274,20 @@ def test_help_shows_the_field_comments() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     assert "Passes over the training split for the dense network." in done.stdout
     assert "--resume" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
+    """`--help | head -1`: the pipe is closed before all is written."""
+    code = "from common import cli\nfrom vae.settings import Settings\ncli.run(print, Settings, ['--help'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate()
+    assert process.returncode == 141
+    assert said == b""

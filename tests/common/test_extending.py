@@ -236,6 +236,18 @@ def test_a_run_without_figures_or_weights(
     assert told in line
 
 
+@pytest.mark.parametrize("file", ["history.csv", "checkpoints/net.state.pt"])
+def test_a_damaged_run_is_not_extended(file: str, short: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(short, tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.write_bytes(path.read_bytes()[:40] if path.exists() else b"not a checkpoint")
+    before = sorted(tmp_path.iterdir())
+    status, line = refused(main, Settings, ["--extend", str(tmp_path / "run"), "--epochs", "4"])
+    assert status == 1
+    assert line.startswith(f"error: {path}: damaged")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_script_without_an_extension(refused: Refused, short: Path) -> None:
     status, line = refused(lambda settings: None, RunSettings, ["--extend", str(short)])
     assert status == 2

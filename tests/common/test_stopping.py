@@ -47,6 +47,7 @@ def test_the_line_names_the_run_that_has_begun(
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_notebook_keeps_its_handlers() -> None:
     """This process is no script of the project."""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -54,6 +55,7 @@ def test_a_notebook_keeps_its_handlers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_the_imports_run(number: signal.Signals, tmp_path: Path) -> None:
     """Stopped at its first import of torch, which it cannot finish: a folder of that name hides it and waits."""

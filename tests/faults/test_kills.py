@@ -17,7 +17,7 @@ import yaml
 from common import cli
 from tests.faults.work import ROOT, SCRIPTS, ended, ended_or_signalled, entry, errors, fork, script, trials
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ctrl_c")]
 KILLS_OF_A_RUN = 4
 NOT_REPEATED = {
     *("seconds", "peak_memory_bytes", "latency", "latency_quartiles", "images_per_second", "agent_steps_per_second"),
@@ -38,14 +38,6 @@ def outcome(run: Path) -> dict[str, Any]:
         "history": [[row.split(",")[i] for i in kept] for row in rows if not row.startswith("classifier,")],
         "weights": {path.name: path.read_bytes() for path in files},
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def heeded() -> Iterator[None]:
-    """Ctrl-C is heeded here and in the processes that start here: a shell's background jobs ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

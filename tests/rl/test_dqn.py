@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -296,15 +297,39 @@ def test_compared_with_sac(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [arm.name for arm in pooled([*arms, *moved])] == ["decoupled", "joint", "sac"]
 
 
-def test_the_report_names_the_agents_and_gives_dqn_its_own_claim(runs: Path) -> None:
-    section = report.section(find(runs))
+@pytest.fixture
+def whole(runs: Path, tmp_path: Path) -> Path:
+    """The runs as if they were no smoke tests, and the SAC once more as a CrossQ of high returns, which comes first."""
+    folder = tmp_path / "rl"
+    shutil.copytree(runs, folder)
+    shutil.copytree(runs / "sac", folder / "crossq")
+    for name in ("sac", "joint", "decoupled", "crossq"):
+        config = folder / name / "config.yaml"
+        text = config.read_text().replace("smoke_test: true", "smoke_test: false")
+        config.write_text(text.replace("critic: twin", "critic: crossq") if name == "crossq" else text)
+    path = folder / "crossq" / "metrics.json"
+    path.write_text(json.dumps(metrics_of(path.parent) | {"eval_returns": [1e6, 1e6]}))
+    return folder
+
+
+def test_the_report_names_the_agents_and_gives_dqn_its_own_claim(whole: Path) -> None:
+    section = report.section(find(whole))
     claims = [claim for claim in section.claims if claim.claim == report.AGAINST_SAC]
     assert len(claims) == 1  # the decoupled run here has curiosity
-    gain = np.subtract(*(np.mean(metrics_of(runs / name)["eval_returns"]) for name in ("joint", "sac")))
+    gain = np.subtract(*(np.mean(metrics_of(whole / name)["eval_returns"]) for name in ("joint", "sac")))
     assert claims[0].measured.startswith(f"joint: {gain:+.0f}".replace("-", "−")[:8])
     assert section.claims[0] == Claim.not_measured(report.CLAIM, f"{report.COMMAND}` and `--icm single")
-    rows = {folder.name: report.row(folder, metrics) for folder, metrics in usable(find(runs), report.Metrics)}
+    rows = {folder.name: report.row(folder, metrics) for folder, metrics in usable(find(whole), report.Metrics)}
     assert [rows[name][1] for name in ("joint", "decoupled", "sac")] == ["DQN, joint", "DQN, decoupled", "SAC"]
+
+
+def test_plain_sac_is_another_learner_than_crossq(whole: Path) -> None:
+    crossq, sac = (read(find(whole / name)[0]) for name in ("crossq", "sac"))
+    assert report.learner_of(crossq) != report.learner_of(sac)
+
+
+def test_smoke_tests_are_no_evidence(runs: Path) -> None:
+    assert [claim.claim for claim in report.section(find(runs)).claims] == [report.CLAIM]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_chromium_shows_it_without_an_error(browser: Any, page: Path) -> None:
     runs = tab.locator("#curiosity table", has_text="agent steps/s")
     for first in ("718", "1202"):  # up, then down
         runs.get_by_role("button", name="mean return").click()
-        assert runs.locator("tbody tr").first.locator("td").nth(6).inner_text().startswith(first)
+        assert runs.locator("tbody tr").first.locator("td").nth(7).inner_text().startswith(first)
     tab.get_by_role("link", name="vae/fc16", exact=True).click()
     tab.wait_for_function("location.hash && document.querySelector(location.hash).open")  # opened by an event
     assert problems == []

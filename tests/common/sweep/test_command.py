@@ -265,6 +265,7 @@ def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_nothing_half_written(sweep_of: Callable[..., Sweep], tmp_path: Path) -> None:
     """The command as typed, stopped while two runs are under way: they go on where they were when it is typed again."""
     sweep = sweep_of([{"rate": [1, 2, 3]}])
