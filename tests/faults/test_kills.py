@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from common import cli
-from tests.faults.work import ROOT, SCRIPTS, ended, ended_or_signalled, entry, errors, fork, script, trials
+from tests.faults.work import ROOT, SCRIPTS, ended, ended_or_signalled, entry, errors, folder_of, fork, script, trials
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ctrl_c")]
 KILLS_OF_A_RUN = 4
@@ -93,8 +93,8 @@ def test_sigkill_at_random_moments(task: str, tmp_path: Path, cache: None) -> No
             task, which if "--resume" in which else [*SCRIPTS[task], "--results-dir", str(tmp_path), *which], log
         )
 
-    expected, seconds = unbroken(tmp_path / task, start)
-    for run in killed(tmp_path / task, start, seconds, task):
+    expected, seconds = unbroken(tmp_path / folder_of(task), start)
+    for run in killed(tmp_path / folder_of(task), start, seconds, task):
         assert outcome(run) == outcome(expected)
         assert not [path for path in run.rglob(".*") if path.name != ".lock"], "left by a write that was killed"
 
@@ -103,7 +103,7 @@ def test_sigkill_at_random_moments(task: str, tmp_path: Path, cache: None) -> No
 @pytest.mark.parametrize("task", SCRIPTS)
 def test_signals_in_the_work(task: str, number: signal.Signals, tmp_path: Path, cache: None) -> None:
     words = [*SCRIPTS[task], "--results-dir", str(tmp_path)]
-    run, log = tmp_path / task / "run", tmp_path / "log"
+    run, log = tmp_path / folder_of(task) / "run", tmp_path / "log"
     begun = time.monotonic()
     assert ended(script(task, [*words, "--run-name", "unbroken"], tmp_path / "unbroken.log")) == 0
     duration, moments = time.monotonic() - begun, random.Random(task)
@@ -116,12 +116,13 @@ def test_signals_in_the_work(task: str, number: signal.Signals, tmp_path: Path, 
         assert len(errors(log)) == said, log.read_text()
     one = which(run) if (run / "config.yaml").exists() else [*words, *which(run)]
     assert ended(script(task, one, log)) == 0
-    assert outcome(run) == outcome(tmp_path / task / "unbroken")
+    assert outcome(run) == outcome(tmp_path / folder_of(task) / "unbroken")
 
 
 TYPED = {
     "pruning": ["pruning/run.py", *SCRIPTS["pruning"]],
     "rl": ["rl/train_sac_icm.py", *SCRIPTS["rl"]],
+    "dqn": ["rl/train_dqn.py", *SCRIPTS["dqn"]],
     "vae": ["vae/train.py", *SCRIPTS["vae"]],
     "study": ["vae/study.py", "--config", "configs/vae/sweeps/study_claims.yaml", "--smoke-test"],
     "sweep": ["-m", "common.sweep", "configs/pruning/sweeps/study.yaml", "--smoke-test"],

@@ -12,7 +12,7 @@ from common import cli
 from common.experiment import Run
 from common.locks import lock
 from tests.faults.test_kills import sweep, sweep_file
-from tests.faults.work import SCRIPTS, ended, errors, fork, script, trials
+from tests.faults.work import SCRIPTS, ended, errors, folder_of, fork, script, trials
 
 pytestmark = pytest.mark.faults
 
@@ -33,9 +33,10 @@ def test_a_second_process_on_a_run(task: str, tmp_path: Path) -> None:
     wait_for_file(tmp_path, "*/run/config.yaml")
     os.kill(first, signal.SIGSTOP)
     for _ in range(trials(5)):
-        assert ended(script(task, ["--resume", str(tmp_path / task / "run")], log)) == 1
+        assert ended(script(task, ["--resume", str(tmp_path / folder_of(task) / "run")], log)) == 1
+    run = tmp_path / folder_of(task) / "run"
     assert set(errors(log)) == {
-        f"error: --resume {tmp_path / task / 'run'}: another process is at work on this run; wait for it or stop it"
+        f"error: --resume {run}: another process is at work on this run; wait for it or stop it"
     }
     os.kill(first, signal.SIGKILL)
     os.kill(first, signal.SIGCONT)

@@ -29,7 +29,7 @@ RL += ["--icm-width", "8", "--feature-size", "4"]
 PRUNING = ["--smoke-test", "--latency-seconds", "0"]
 VAE = ["--smoke-test", "--max-images", "1000", "--epochs", "3", "--arch", "fc", "--hidden", "16", "--latent", "2"]
 VAE += ["--nll-samples", "1", "--generated", "100"]
-SCRIPTS = {"pruning": PRUNING, "rl": RL, "vae": VAE}
+SCRIPTS = {"pruning": PRUNING, "rl": RL, "dqn": [*RL, "--target-period", "7"], "vae": VAE}
 
 
 def trials(count: int) -> int:
@@ -49,10 +49,20 @@ def entry(task: str) -> tuple[Callable[[Any], None], type[Any]]:
         from rl.train_sac_icm import main as rl_main
 
         return rl_main, RLSettings
+    if task == "dqn":
+        from rl.dqn_settings import DQNSettings
+        from rl.train_dqn import main as dqn_main
+
+        return dqn_main, DQNSettings
     from vae.settings import Settings as VAESettings
     from vae.train import main as vae_main
 
     return vae_main, VAESettings
+
+
+def folder_of(task: str) -> str:
+    """Returns the folder below the results that a task's runs are in."""
+    return "rl" if task == "dqn" else task
 
 
 def fork(work: Callable[[], None], output: Path) -> int:
@@ -118,4 +128,4 @@ def errors(output: Path) -> list[str]:
     return [line for line in lines if line.startswith(("error: ", "Traceback", "Exception"))]
 
 
-__all__ = ["ROOT", "SCRIPTS", "ended", "ended_or_signalled", "entry", "errors", "fork", "script", "trials"]
+__all__ = ["ROOT", "SCRIPTS", "ended", "ended_or_signalled", "entry", "errors", "folder_of", "fork", "script", "trials"]
