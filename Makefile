@@ -46,7 +46,8 @@ demo-models: .venv/installed
 	@$(BIN)/python vae/sample.py models/vae-mnist --out results/demo/digits.png
 
 demo-pruning: .venv/installed
-	@$(BIN)/python pruning/evaluate.py models/vgg11-cifar10 --threads $(HALF) 2>&1 | sed -u 's/^/pruning | /'
+	@($(BIN)/python pruning/evaluate.py models/vgg11-cifar10 --threads $(HALF) 2>&1 \
+		|| echo "Without CIFAR-10 the committed network is not evaluated; the demo goes on.") | sed -u 's/^/pruning | /'
 	@$(BIN)/python pruning/run.py $(call QUICK,pruning)
 
 demo-vae-rl: .venv/installed
