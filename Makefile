@@ -77,6 +77,7 @@ bench: .venv/installed-bench ## speed beside plain loops, the naive scan, Pythae
 	$(BIN)/python benchmarks/vae_speed.py --output results/benchmarks/vae_speed.json
 	$(BIN)/python benchmarks/vae_parallel.py
 	$(BIN)/python benchmarks/rl_speed.py --output results/benchmarks/rl_speed.json
+	$(BIN)/python benchmarks/busy_machine.py --output results/benchmarks/busy_machine.json
 
 clean: ## removes the environment and caches, no results
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

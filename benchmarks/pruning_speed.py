@@ -192,7 +192,7 @@ def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float
 
 def main(settings: Settings) -> None:
     """Runs both comparisons."""
-    device = set_up(settings.device)
+    device = set_up(settings.device, torch.get_num_threads())
     dataset = data.load("auto", task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device)
     precision = resolve_precision("auto", device)
     print(

@@ -123,6 +123,8 @@ def stable_baselines(settings: Settings) -> Callable[[int], None]:
 
 def serve_side(settings: Settings) -> None:
     """Runs one side: a round is its agent steps a second and the peak memory."""
+    # The other sides start at the same time: ours must not take them for a busy machine.
+    settings = dataclasses.replace(settings, threads=settings.threads or torch.get_num_threads())
     train = ours(settings) if settings.side == "ours" else stable_baselines(settings)
     agents = settings.agents if settings.side == "ours" else 1
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
@@ -163,7 +165,8 @@ def main(settings: Settings) -> None:
     if settings.side is not None:
         serve_side(settings)
         return
-    device, cores, many = set_up(settings.device), len(os.sched_getaffinity(0)), settings.agents
+    device = set_up(settings.device, torch.get_num_threads())
+    cores, many = len(os.sched_getaffinity(0)), settings.agents
     results: dict[str, Any] = {"torch": torch.__version__, "device": str(device), "cores": cores}
     results["precision"] = resolve_precision("auto", device)
     print(f"torch {torch.__version__}, {device}, {cores} cores, {settings.env_id}, ours in {results['precision']}")

@@ -207,7 +207,7 @@ def pythae(settings: Settings, split: data.Split, device: torch.device, folder: 
 
 def serve_side(settings: Settings) -> None:
     """Runs one side; each of its rounds gives images a second and the peak memory."""
-    device = set_up(settings.device)
+    device = set_up(settings.device, torch.get_num_threads())  # the other sides that start are no busy machine
     mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
     split = mnist.train.head(settings.images)
     if settings.side != "ours":
@@ -238,7 +238,7 @@ def main(settings: Settings) -> None:
     if settings.side is not None:
         serve_side(settings)
         return
-    device = set_up(settings.device)
+    device = set_up(settings.device, torch.get_num_threads())
     precision = resolve_precision("auto", device)
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {device}, {threads} threads, batch {settings.batch_size}, ours in {precision}")

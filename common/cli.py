@@ -98,10 +98,10 @@ def guarded(command: Callable[[], None], interrupted: str = "no run was begun") 
     stopping.begin_work()
     try:
         command()
-    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` or a pager
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
-        raise SystemExit(141) from None
     except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, BrokenPipeError) and not stopping.going_on:  # `head` or a pager has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+            raise SystemExit(141) from None
         if (status := stopping.status_of(error)) is not None:
             _stop(f"{stopping.word(status)}; {stopping.going_on or interrupted}", status)
         if (message := _in_one_line(error)) is None:

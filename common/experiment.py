@@ -33,6 +33,7 @@ from common.files import (
     digest_of_rows,
     forget_state,
     git_commit,
+    is_whole_history,
     load_weights,
     older,
     read_metrics,
@@ -341,9 +342,7 @@ class Run:
             _ = [float(value) for row in rows for name, value in row.items() if name != "stage" and value != ""]
         except (ValueError, KeyError, TypeError, csv.Error):
             known = False
-        whole = self._memory["history_rows"]
-        known = known and self._memory.get("history_sha256") in (None, digest_of_rows(rows[:whole]))
-        if not known or len(rows) < whole:
+        if not known or not is_whole_history(rows, self._memory):
             raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
         return rows
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError
-from common.files import digest_of_rows, load_state, read_metrics, require_unchanged
+from common.files import is_whole_history, load_state, read_metrics, require_unchanged
 
 if TYPE_CHECKING:
     from common.cli import RunSettings
@@ -87,11 +87,10 @@ def require(settings: RunSettings, finished: RunSettings) -> None:
 def _require_whole_history(base: Path) -> None:
     rows, path = _rows(base / "history.csv"), base / "checkpoints" / "progress.json"
     try:
-        memory = json.loads(path.read_text())
-        count, made = int(memory.get("history_rows", 0)), memory.get("history_sha256")
+        whole = is_whole_history(rows, json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: damaged ({error}); the run cannot be extended") from None
-    if len(rows) < count or made not in (None, digest_of_rows(rows[:count])):
+    if not whole:
         raise RunError(f"{base / 'history.csv'}: damaged or rows are missing; the run cannot be extended")
 
 

@@ -169,6 +169,12 @@ def digest_of_rows(rows: list[dict[str, Any]]) -> str:
     return digest(json.dumps(cells, sort_keys=True).encode())  # a file has the columns in the order of its first rows
 
 
+def is_whole_history(rows: list[dict[str, Any]], memory: Mapping[str, Any]) -> bool:
+    """Whether the rows of history.csv are those that a run remembers to have written, and perhaps more."""
+    count = memory.get("history_rows", 0)
+    return len(rows) >= count and memory.get("history_sha256") in (None, digest_of_rows(rows[:count]))
+
+
 def require_unchanged(run: Path) -> None:
     """Compares the weights in a run's folder with the checksums that the run has kept of them.
 

@@ -5,6 +5,7 @@ SAC and DQN differ in how they value and choose actions; the intrinsic reward, i
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, assert_never
 
@@ -29,7 +30,7 @@ class Rewards(NamedTuple):
     measured: dict[str, Tensor]  # name → (agents,)
 
 
-class Agents(nn.Module):
+class Agents(nn.Module, abc.ABC):
     """All agents of a run: their curiosity, their optimisers, and the network that acts for them."""
 
     settings: AgentSettings
@@ -43,9 +44,9 @@ class Agents(nn.Module):
         self.hidden_dtype = getattr(torch, resolve_precision(settings.precision, device))
 
     @property
+    @abc.abstractmethod
     def policy(self) -> ActingNetwork:
         """The network that acts."""
-        raise NotImplementedError
 
     def begin_curiosity(self, action_dim: int, generators: Sequence[torch.Generator]) -> None:
         """Makes the curiosity module that the settings name; after the networks, whose weights are drawn first."""

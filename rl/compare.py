@@ -14,7 +14,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,7 @@ def pooled(arms: Sequence[Arm]) -> list[Arm]:
     """
     groups: list[tuple[str, list[Arm]]] = []
     for arm in arms:
-        defaults = {field.name: field.default for field in dataclasses.fields(kind_of(arm.settings))}
-        chosen = {name: value for name, value in (defaults | arm.settings).items() if name not in SEEDS | MACHINE}
-        key = json.dumps(chosen, sort_keys=True, default=str)
+        key = settings_apart_from(SEEDS | MACHINE, arm)
         for other, members in groups:
             taken = {seed for member in members for seed in member.metrics["seeds"]}
             if key == other and arm.steps == members[0].steps and not taken & set(arm.metrics["seeds"]):
@@ -121,6 +119,13 @@ def pooled(arms: Sequence[Arm]) -> list[Arm]:
         else:
             groups.append((key, [arm]))
     return [_in_one(members) if len(members) > 1 else members[0] for _, members in groups]
+
+
+def settings_apart_from(names: Collection[str], arm: Arm) -> str:
+    """Returns an arm's settings without those of these names, as text; a setting that it lacks has its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind_of(arm.settings))}
+    chosen = {name: value for name, value in (defaults | arm.settings).items() if name not in names}
+    return json.dumps(chosen, sort_keys=True, default=str)
 
 
 def _in_one(members: Sequence[Arm]) -> Arm:

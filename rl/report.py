@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from common.comparison import verdict
 from common.errors import RunError
@@ -17,7 +16,6 @@ from common.tables import Table, counted
 from rl import compare
 from rl.dqn_settings import DQNSettings, kind_of
 from rl.measures import Arm
-from rl.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +150,9 @@ def claim_of(claim: str, gain: Interval, evidence: str, of: str = "") -> Claim:
     return Claim(claim, measured, interval or "none", gain.values, sentence(gain), evidence)
 
 
-def learner_of(arm: Arm) -> list[Any]:
-    """Returns the settings of what learns from the rewards, in which arms must agree to be told apart by curiosity."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    return [str(arm.settings.get(name, defaults[name])) for name in LEARNER]
+def learner_of(arm: Arm) -> str:
+    """Returns the settings in which arms must agree to be told apart by their curiosity."""
+    return compare.settings_apart_from(compare.SEEDS | compare.MACHINE | CURIOSITY, arm)
 
 
 def is_dqn(run: Folder | Arm) -> bool:
@@ -189,10 +186,11 @@ def named_apart(group: Sequence[Arm]) -> list[Arm]:
     return [dataclasses.replace(arm, name=name) for arm, name in zip(group, names, strict=True)]
 
 
-LEARNER = [
-    *("critic", "critic_hidden", "hidden", "learning_rate", "critic_learning_rate", "adam_beta1", "policy_delay"),
-    *("updates_per_step", "batch_size", "discount", "n_step", "target_rate", "precision"),
-]
+CURIOSITY = {  # the settings of section 2 of rl/settings.py
+    *("icm", "stack", "intrinsic_weight", "bonus", "bonus_decay", "icm_observation", "feature_size", "icm_width"),
+    *("forward_width", "forward_share", "icm_learning_rate", "deviation_horizon"),
+    *("bonus_episodic", "intrinsic_discount"),
+}
 HEAD = [
     "run",
     "agent",

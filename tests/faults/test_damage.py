@@ -13,7 +13,7 @@ import pytest
 
 from common import cli
 from tests.faults.test_kills import outcome
-from tests.faults.work import SCRIPTS, ended, entry, errors, fork, script, trials
+from tests.faults.work import SCRIPTS, ended, entry, errors, finished, fork, script, trials
 
 pytestmark = [
     pytest.mark.faults,
@@ -34,10 +34,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("unbroken")
-    words = [*SCRIPTS[TASK], "--results-dir", str(results), "--run-name", "run"]
-    assert ended(script(TASK, words, results / "log")) == 0, (results / "log").read_text()
-    return results / TASK / "run"
+    return finished(TASK, tmp_path_factory.mktemp("unbroken"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from common import cli
 from tests.faults.test_kills import outcome
-from tests.faults.work import SCRIPTS, ended, entry, errors, fork, script
+from tests.faults.work import SCRIPTS, ended, entry, errors, finished, fork
 
 pytestmark = pytest.mark.faults
 TASK = "rl"
@@ -55,10 +55,7 @@ def locales(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("plain")
-    words = [*SCRIPTS[TASK], "--results-dir", str(results), "--run-name", "run"]
-    assert ended(script(TASK, words, results / "log")) == 0, (results / "log").read_text()
-    return results / TASK / "run"
+    return finished(TASK, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize("surrounding", [jumping_clock, commas, no_home])

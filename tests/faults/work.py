@@ -105,6 +105,13 @@ def script(task: str, arguments: Sequence[str], output: Path) -> int:
     return fork(work, output)
 
 
+def finished(task: str, results: Path) -> Path:
+    """Returns a run that nothing disturbed."""
+    words = [*SCRIPTS[task], "--results-dir", str(results), "--run-name", "run"]
+    assert ended(script(task, words, results / "log")) == 0, (results / "log").read_text()
+    return results / folder_of(task) / "run"
+
+
 def ended(process: int) -> int:
     """Waits for a process; returns its exit status, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -128,4 +135,16 @@ def errors(output: Path) -> list[str]:
     return [line for line in lines if line.startswith(("error: ", "Traceback", "Exception"))]
 
 
-__all__ = ["ROOT", "SCRIPTS", "ended", "ended_or_signalled", "entry", "errors", "folder_of", "fork", "script", "trials"]
+__all__ = [
+    "ROOT",
+    "SCRIPTS",
+    "ended",
+    "ended_or_signalled",
+    "entry",
+    "errors",
+    "finished",
+    "folder_of",
+    "fork",
+    "script",
+    "trials",
+]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from common import cli
 from common.files import load_weights
 from rl import load
-from rl.checkpoint import Checkpoint
 from rl.crossq import D_MAX, EPSILON, MOMENTUM, R_MAX, Norm, RenormalisedMLP, batch_renorm, renormalised_perceptron
 from rl.networks import StackedMLP
 from rl.replay import Batch
@@ -18,7 +17,7 @@ from rl.sac import SAC
 from rl.settings import Settings
 from rl.streams import Noise
 from rl.train_sac_icm import main
-from tests.rl.runs import QUICK, metrics_of, rows_of
+from tests.rl.runs import QUICK, metrics_of, rows_of, stopped_at_the_first_checkpoint
 from tests.rl.test_sac import BATCH, batch_and_noise, sac
 from tests.rl.test_train import Refused
 
@@ -194,14 +193,7 @@ def test_resumes_exactly_and_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arguments = [*SMALL, "--checkpoint-every", "40", "--results-dir", str(tmp_path)]
     arguments += ["--icm", "single", "--no-bonus-episodic", "--select", "best"]
     cli.run(main, Settings, [*arguments, "--run-name", "whole"])
-    save = Checkpoint.save
-
-    def save_and_stop(checkpoint: Checkpoint) -> None:
-        save(checkpoint)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_stop)
+    with stopped_at_the_first_checkpoint():
         assert refused(main, Settings, [*arguments, "--run-name", "stopped"])[0] == 130
     whole, stopped = tmp_path / "rl" / "whole", tmp_path / "rl" / "stopped"
     cli.run(main, Settings, ["--resume", str(stopped)])

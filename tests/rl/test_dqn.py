@@ -17,7 +17,6 @@ from common.files import load_state, load_weights
 from common.report.document import Claim
 from common.report.folders import find, usable
 from rl import load, report
-from rl.checkpoint import Checkpoint
 from rl.compare import Comparison, pooled, read
 from rl.compare import main as compare
 from rl.dqn import DQN, ActionGrid, double_q_target, epsilon_at, huber_loss, value_of
@@ -30,7 +29,7 @@ from rl.streams import Noise, RandomStreams
 from rl.train_dqn import main
 from rl.train_sac_icm import main as train_sac
 from tests.rl.naive import perceptron
-from tests.rl.runs import QUICK, metrics_of, rows_of
+from tests.rl.runs import QUICK, metrics_of, rows_of, stopped_at_the_first_checkpoint
 from tests.rl.test_train import Refused
 
 OBSERVATION, ACTION, BATCH = 5, 2, 16
@@ -234,14 +233,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr("common.experiment.Run.figure", lambda *_: None)
-    save = Checkpoint.save
-
-    def save_and_stop(checkpoint: Checkpoint) -> None:
-        save(checkpoint)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_stop)
+    with stopped_at_the_first_checkpoint():
         again = ["--config", str(runs / "decoupled" / "config.yaml"), "--results-dir", str(tmp_path)]
         assert refused(main, DQNSettings, again)[0] == 130
     stopped = tmp_path / "rl" / "decoupled"

@@ -13,11 +13,12 @@ from common.errors import UsageError
 from common.files import load_weights, save_weights
 from common.sharing import Share
 from rl import load
+from rl.agents import Agents
 from rl.dqn import DQN
 from rl.dqn_settings import DQNSettings
 from rl.sac import SAC
 from rl.selection import PREFIX
-from rl.settings import Settings
+from rl.settings import AgentSettings, Settings
 from rl.share import main
 from tests.common.test_sharing import header_of, require_what_the_hub_documents
 
@@ -28,6 +29,13 @@ METRICS = {
 }
 
 
+def write_run(run: Path, settings: AgentSettings, agents: Agents) -> None:
+    """Writes what a finished run of these agents has of itself."""
+    save_weights(run / "checkpoints" / "agents.safetensors", agents.state_dict())
+    (run / "config.yaml").write_text(to_yaml(settings))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+
+
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_a_shared_folder_is_loaded_like_the_run(
     select: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -35,12 +43,10 @@ def test_a_shared_folder_is_loaded_like_the_run(
     run, folder = tmp_path / "run", tmp_path / "hopper"
     settings = Settings(hidden=(4,), num_seeds=2, select=select)  # type: ignore[arg-type]
     sac = SAC(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
-    save_weights(run / "checkpoints" / "agents.safetensors", sac.state_dict())
+    write_run(run, settings, sac)
     best = {PREFIX + name: tensor + 1 for name, tensor in sac.actor.state_dict().items()}
     if select == "best":
         save_weights(run / "checkpoints" / "best.safetensors", best)
-    (run / "config.yaml").write_text(to_yaml(settings))
-    (run / "metrics.json").write_text(json.dumps(METRICS))
     cli.command(main, Share, [str(run), str(folder)])
     assert capsys.readouterr().out == f"{folder}\n"
     header = header_of(folder / "README.md")
@@ -59,9 +65,7 @@ def test_a_small_folder_has_the_best_policy_alone(tmp_path: Path, capsys: pytest
     run, folder = tmp_path / "run", tmp_path / "hopper"
     settings = Settings(hidden=(4,), num_seeds=2)
     sac = SAC(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
-    save_weights(run / "checkpoints" / "agents.safetensors", sac.state_dict())
-    (run / "config.yaml").write_text(to_yaml(settings))
-    (run / "metrics.json").write_text(json.dumps(METRICS))
+    write_run(run, settings, sac)
     cli.command(main, Share, [str(run), str(folder), "--small"])
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {
         *("README.md", "config.yaml", "metrics.json", "agents.safetensors")
@@ -81,9 +85,7 @@ def test_a_dqn_is_shared_too(small: bool, tmp_path: Path, capsys: pytest.Capture
     run, folder = tmp_path / "run", tmp_path / "hopper"
     settings = DQNSettings(hidden=(4,), num_seeds=2)
     dqn = DQN(settings, 11, 3, [torch.Generator().manual_seed(k) for k in range(2)], torch.device("cpu"))
-    save_weights(run / "checkpoints" / "agents.safetensors", dqn.state_dict())
-    (run / "config.yaml").write_text(to_yaml(settings))
-    (run / "metrics.json").write_text(json.dumps(METRICS))
+    write_run(run, settings, dqn)
     cli.command(main, Share, [str(run), str(folder), *["--small"] * small])
     text = (folder / "README.md").read_text()
     assert "python rl/train_dqn.py --num-seeds 2" in text
