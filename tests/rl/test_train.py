@@ -237,7 +237,7 @@ def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resum
         ["--icm", "none"],
         slow("--icm", "single", "--forward-width", "50", "--extrinsic-weight", "0"),
         slow("--icm", "random", "--env-id", "HalfCheetah-v4", "--n-step", "3", "--icm-observation", "positions"),
-        ["--icm", "stacked", "--env-id", "MountainCarContinuous-v0"],
+        slow("--icm", "stacked", "--env-id", "MountainCarContinuous-v0"),
         slow("--icm", "rnd", "--env-id", "Pendulum-v1", "--env-kwargs", "{g: 9.0}"),
         ["--icm", "rnd", "--reward", "sparse", "--bonus", "centred", "--bonus-decay", "0.5", "--no-bonus-episodic"],
         slow("--icm", "stacked", "--stack", "2", "--env-id", "Walker2d-v4", "--buffer-size", "300"),

@@ -39,6 +39,7 @@ def compact(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same(runs: Path, compact: Path, tmp_path: Path) -> None:
     pages = []
     for name, folder in (("runs", runs), ("compact", compact)):
