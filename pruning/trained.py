@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.errors import RunError
+from common.errors import RunError, require_shape
 from common.files import finished_metrics
 from pruning.given import read_network
 from pruning.sparse_file import load_sparse
@@ -34,7 +34,12 @@ class TrainedNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits `(N, classes)` for images `(N, 3, 32, 32)`, uint8 or floats in [0, 1]."""
+        """Returns logits `(N, classes)` for images `(N, 3, 32, 32)`, uint8 or floats in [0, 1].
+
+        Raises:
+            UsageError: images of another shape.
+        """
+        require_shape("images", images.shape, (3, 32, 32))
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         normalised = (pixels - self.get_buffer("mean")) / self.get_buffer("std")
         logits: Tensor = self.network(normalised.contiguous(memory_format=torch.channels_last))

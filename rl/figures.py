@@ -42,9 +42,12 @@ def seed_curves(history: History, quantity: str, seeds: Sequence[int]) -> list[l
 
 
 def band(axes: Axes, steps: Sequence[float], curves: Sequence[Sequence[float]], colour: str, label: str | None) -> None:
-    """Draws the mean of `curves` with its 95 % interval at every step."""
+    """Draws the mean of `curves` with its 95 % interval at every step; of two alone, whose interval is wide, each."""
     points = [mean(column, resamples=2000) for column in np.transpose(curves).tolist()]
     axes.plot(steps, [point.estimate for point in points], color=colour, label=label)
+    if len(curves) == 2:
+        axes.plot(steps, np.transpose(curves), color=colour, linewidth=0.6, alpha=0.5)
+        return
     axes.fill_between(steps, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2, linewidth=0)
 
 
@@ -54,7 +57,7 @@ def learning_curve(history: History, seeds: Sequence[int], title: str, caption: 
     curves = seed_curves(history, "return", seeds)
     for curve in curves:
         axes.plot(history["step"], curve, color=COLOURS[7], linewidth=0.6, alpha=0.4)
-    band(axes, history["step"], curves, COLOURS[0], "mean" + (" and 95 % interval" if len(seeds) > 1 else ""))
+    band(axes, history["step"], curves, COLOURS[0], "mean" + (" and 95 % interval" if len(seeds) > 2 else ""))
     if len(seeds) > 2:
         middle = [interquartile_mean(column).estimate for column in np.transpose(curves).tolist()]
         axes.plot(history["step"], middle, color=COLOURS[1], linestyle="--", label="interquartile mean")

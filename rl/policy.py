@@ -64,8 +64,19 @@ class Policy(nn.Module):
         return low + 0.5 * (squashed + 1) * (high - low)
 
     def act(self, observation: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns the action `(action,)` for an observation `(obs,)` as the environment gives it."""
-        action: NDArray[np.float32] = self(torch.from_numpy(np.asarray(observation, dtype=np.float32))).numpy()
+        """Returns the actions `(…, action)` for observations `(…, obs)` as the environment gives them.
+
+        Raises:
+            UsageError: observations of another size.
+        """
+        values = torch.from_numpy(np.asarray(observation, dtype=np.float32))
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        if values.shape[-1:] != (first.in_features,):
+            raise UsageError(
+                f"an observation must end in an axis of {first.in_features} numbers, its shape is {tuple(values.shape)}"
+            )
+        action: NDArray[np.float32] = self(values).numpy()
         return action
 
     def export(self, path: Path) -> None:

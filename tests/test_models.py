@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import pruning
 import rl
 import vae
+from common.errors import UsageError
 from rl.evaluate import Evaluator
 from rl.policy import loaded
 
@@ -47,3 +49,15 @@ def test_the_hopper_hops_on() -> None:
     action = rl.load(MODELS / "sac-hopper").act(np.zeros(11))
     assert action.shape == (3,)
     assert np.abs(action).max() <= 1
+
+
+def test_inputs_of_another_shape_are_refused_in_words() -> None:
+    digits = vae.load(MODELS / "vae-mnist")
+    with pytest.raises(UsageError, match=r"images must have the shape \(N, 1, 28, 28\), not \(28, 28\)"):
+        digits.encode(torch.zeros(28, 28))
+    with pytest.raises(UsageError, match=r"codes must have the shape \(N, 16\), not \(2, 3\)"):
+        digits.decode(torch.zeros(2, 3))
+    with pytest.raises(UsageError, match=r"images must have the shape \(N, 3, 32, 32\), not \(3, 32, 32\)"):
+        pruning.load(MODELS / "vgg11-cifar10")(torch.zeros(3, 32, 32))
+    with pytest.raises(UsageError, match=r"an axis of 11 numbers, its shape is \(2, 12\)"):
+        rl.load(MODELS / "sac-hopper").act(np.zeros((2, 12)))

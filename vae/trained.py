@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.errors import RunError, UsageError
+from common.errors import RunError, UsageError, require_shape
 from common.files import finished_metrics, load_weights
 from vae import bounds, samplers
-from vae.models import VAE
+from vae.models import SIDE, VAE
 from vae.settings import Settings
 from vae.train import initial_model
 
@@ -51,13 +51,19 @@ class TrainedVAE:
         """Returns the means of the posteriors, `(N, latent)`; images are uint8, or float32 in [0, 1].
 
         Raises:
-            UsageError: a conditional model needs the images' classes, `labels` (N,); floats outside [0, 1].
+            UsageError: images of another shape, or floats outside [0, 1]; a conditional model needs the images'
+                classes, `labels` (N,).
         """
         means, _ = bounds.posterior_means(self.model, self._as_uint8(images), self._given(labels))
         return means
 
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the images in [0, 1] that the decoder makes of codes `(N, latent)`."""
+        """Returns the images in [0, 1] that the decoder makes of codes `(N, latent)`.
+
+        Raises:
+            UsageError: codes of another shape.
+        """
+        require_shape("codes", codes.shape, (self.settings.latent,))
         return bounds.decoded(self.model, codes, self._given(labels))
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -97,6 +103,7 @@ class TrainedVAE:
         return labels
 
     def _as_uint8(self, images: Tensor) -> Tensor:
+        require_shape("images", images.shape, (1, SIDE, SIDE))
         if images.dtype == torch.uint8:
             return images
         if images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
