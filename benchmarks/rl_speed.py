@@ -25,7 +25,7 @@ from turns import Side, serve
 
 from common.device import peak_memory, random_stream, resolve_precision, set_up, synchronize
 from rl.envs import Environments
-from rl.fast import captured
+from rl.groups import Groups
 from rl.meter import Meter
 from rl.replay import Replay
 from rl.sac import SAC
@@ -79,24 +79,29 @@ def ours(settings: Settings) -> Callable[[int], None]:
     sac = SAC(chosen, obs_dim, action_dim, [random_stream(seed, "sac weights") for seed in chosen.seeds], device)
     replay = Replay(settings.agents, chosen.env_steps, obs_dim, action_dim, device)
     streams = RandomStreams(chosen.seeds, chosen.batch_size, action_dim, device)
-    meter, update = Meter(settings.agents, device), captured(sac.update, device)
+    meter, groups = Meter(settings.agents, device), Groups(sac, settings.agents)
+    update = groups.update(SAC.update)
 
     def train(steps: int) -> None:
-        for step in range(replay.steps + 1, replay.steps + steps + 1):
-            exploration, noise = streams.noise()
-            observation = environments.observation.to(device)
-            if step <= RANDOM_STEPS:
-                action = 2 * torch.special.ndtr(exploration) - 1
-            else:
-                action = sac.actor.act(observation, exploration)
-            acted = action.cpu()
-            assert torch.isfinite(acted).all()
-            next_observation, reward, terminated, ended = environments.step(acted)
-            replay.add(observation, next_observation, action, reward, terminated, ended)
-            if step > RANDOM_STEPS:
-                meter.update(update(replay.sample(streams.indices(replay.size), chosen.window), noise))
-            meter.step(reward, ended)
+        with groups.threads():
+            for step in range(replay.steps + 1, replay.steps + steps + 1):
+                take(step)
         synchronize(device)
+
+    def take(step: int) -> None:
+        exploration, noise = streams.noise()
+        observation = environments.observation.to(device)
+        if step <= RANDOM_STEPS:
+            action = 2 * torch.special.ndtr(exploration) - 1
+        else:
+            action = groups.act(observation, exploration)
+        acted = action.cpu()
+        assert torch.isfinite(acted).all()
+        next_observation, reward, terminated, ended = environments.step(acted)
+        replay.add(observation, next_observation, action, reward, terminated, ended)
+        if step > RANDOM_STEPS:
+            meter.update(update(replay.sample(streams.indices(replay.size), chosen.window), noise))
+        meter.step(reward, ended)
 
     return train
 

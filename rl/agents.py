@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Agents(nn.Module, abc.ABC):
     @abc.abstractmethod
     def policy(self) -> ActingNetwork:
         """The network that acts."""
+
+    @abc.abstractmethod
+    def act(self, *given: Any) -> Tensor:
+        """Returns actions `(agents, action)` for observations `(agents, obs)` and numbers that they are drawn with."""
 
     def begin_curiosity(self, action_dim: int, generators: Sequence[torch.Generator]) -> None:
         """Makes the curiosity module that the settings name; after the networks, whose weights are drawn first."""

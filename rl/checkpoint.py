@@ -13,7 +13,6 @@ from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import last_whole, read_metrics, save_state
 from rl.agents import Agents
-from rl.coverage import Coverage
 from rl.envs import Environments
 from rl.failures import Failures
 from rl.meter import Meter
@@ -21,6 +20,7 @@ from rl.replay import Replay
 from rl.selection import Best
 from rl.settings import AgentSettings
 from rl.streams import RandomStreams
+from rl.visits import Coverage
 
 
 @dataclasses.dataclass

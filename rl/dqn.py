@@ -178,6 +178,10 @@ class DQN(Agents):
         """The network that acts."""
         return self.q_network
 
+    def act(self, observation: Tensor, exploration: Tensor, epsilon: float) -> Tensor:
+        """Returns ε-greedy actions `(agents, action)`, see `QNetwork.act`."""
+        return self.q_network.act(observation, exploration, epsilon)
+
     def update(self, batch: Batch | Trajectories, noise: Noise) -> dict[str, Tensor]:
         """Takes one step of Q-networks and curiosity; returns what it measured, name → `(agents,)`."""
         dtype, grid = self.hidden_dtype, self.q_network.grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -109,6 +110,9 @@ def record_video(
         )
         return None
     os.environ["MUJOCO_GL"] = backend
+    with contextlib.suppress(ImportError):
+        # Where Mesa's software renderer came first, this import, which torch.export and torch.compile do, would crash.
+        import triton  # noqa: F401
     agents, device = policy.network.weights[0].shape[0], next(policy.parameters()).device
     size = {"width": SIDE, "height": SIDE}
     env = make(env_id, reward, render_mode="rgb_array", arguments={**size, **(arguments or {})})

@@ -117,6 +117,10 @@ class SAC(Agents):
         """The network that acts."""
         return self.actor
 
+    def act(self, observation: Tensor, exploration: Tensor) -> Tensor:
+        """Returns actions `(agents, action)`, drawn with `exploration` `(agents, action)`, see `Actor.act`."""
+        return self.actor.act(observation, exploration)
+
     def update(self, batch: Batch | Trajectories, noise: Noise) -> dict[str, Tensor]:
         """Takes one step of everything and returns what it measured, name → `(agents,)`."""
         return self.update_critics(batch, noise) | self.update_policy(batch, noise)

@@ -19,7 +19,6 @@ from rl.checkpoint import require_room
 from rl.dqn import DQN, epsilon_at
 from rl.dqn_settings import DQNSettings
 from rl.envs import Environments
-from rl.fast import captured
 from rl.replay import Replay
 from rl.returns import sampled
 from rl.streams import RandomStreams
@@ -63,27 +62,28 @@ def train(run: Run, settings: DQNSettings, dqn: DQN, environments: Environments,
     heads = dqn.q_network.grid.heads
     streams = RandomStreams(settings.seeds, settings.batch_size, 0, run.device, exploration=2 * heads)
     training = Training(run, settings, dqn, environments, replay, streams)
-    update = captured(dqn.update, run.device)
+    groups = training.groups
+    update = groups.update(DQN.update)
 
     with training.steps() as steps:
         for step in steps:
             # Act: ε-greedily, with ε = 1 in the random steps
             exploration, noise = streams.noise()
             observation = environments.observation.to(run.device)  # (agents, obs)
-            action = dqn.q_network.act(observation, exploration, epsilon_at(step, settings))  # (agents, action)
+            action = groups.act(observation, exploration, epsilon_at(step, settings))  # (agents, action)
 
             # Step the environments, store the transition
             training.step_and_store(step, observation, action)
 
             # Sample a batch, update: Q-networks and curiosity, from time to time the target networks
-            dqn.weigh_bonus(step)
+            groups.each(DQN.weigh_bonus, step)
             updates = training.updates(step)
             for number in updates:
                 if number > updates.start:
                     _, noise = streams.noise()
                 training.meter.update(update(sampled(replay, streams.indices(replay.size), settings), noise))
                 if number % settings.target_period == 0:
-                    dqn.update_target()
+                    groups.each(DQN.update_target)
 
             # Log, evaluate, save
             training.record(step)

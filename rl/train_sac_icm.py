@@ -18,7 +18,6 @@ from common.tables import counted
 from rl import results
 from rl.checkpoint import require_room
 from rl.envs import Environments
-from rl.fast import captured
 from rl.replay import Replay
 from rl.returns import sampled
 from rl.sac import SAC
@@ -73,7 +72,8 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
     """
     streams = RandomStreams(settings.seeds, settings.batch_size, environments.action_dim, run.device)
     training = Training(run, settings, sac, environments, replay, streams)
-    update, update_critics = captured(sac.update, run.device), captured(sac.update_critics, run.device)
+    groups = training.groups
+    update, update_critics = groups.update(SAC.update), groups.update(SAC.update_critics)
 
     with training.steps() as steps:
         for step in steps:
@@ -83,13 +83,13 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
             if step <= settings.random_steps:
                 action = 2 * torch.special.ndtr(exploration) - 1  # the normal distribution function: uniform in [−1, 1]
             else:
-                action = sac.actor.act(observation, exploration)  # (agents, action)
+                action = groups.act(observation, exploration)  # (agents, action)
 
             # Step the environments, store the transition
             training.step_and_store(step, observation, action)
 
             # Sample a batch, update: critics and curiosity, target critics, actor, temperature
-            sac.weigh_bonus(step)
+            groups.each(SAC.weigh_bonus, step)
             upcoming = None if settings.bonus_episodic else environments.observation
             updates = training.updates(step)
             for number in updates:

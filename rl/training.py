@@ -17,15 +17,16 @@ from common import stats
 from common.experiment import Run
 from rl.agents import Agents
 from rl.checkpoint import Checkpoint, path_in
-from rl.coverage import Coverage
 from rl.envs import Environments, Step
 from rl.evaluate import Evaluator
 from rl.failures import TASK, Failures
+from rl.groups import Groups
 from rl.meter import Meter
 from rl.replay import Replay
 from rl.selection import Best
 from rl.settings import AgentSettings
 from rl.streams import RandomStreams
+from rl.visits import Coverage
 
 
 class Training:
@@ -42,6 +43,7 @@ class Training:
     ) -> None:
         self.run, self.settings, self.agents = run, settings, agents
         self.environments, self.replay = environments, replay
+        self.groups = Groups(agents, settings.num_seeds)
         self.evaluator = Evaluator(
             settings.env_id, settings.reward, settings.num_seeds, settings.eval_episodes, settings.task_arguments
         )
@@ -67,7 +69,7 @@ class Training:
         self.run.rewind("eval", done)
         first = self.environments.observation
         self.failures.check_environment(done, first, first, torch.zeros(self.settings.num_seeds))
-        with self.meter.progress(done, total):
+        with self.groups.threads(), self.meter.progress(done, total):
             yield range(done + 1, total + 1)
 
     def step_and_store(self, step: int, observation: Tensor, action: Tensor) -> None:
@@ -104,13 +106,13 @@ class Training:
         if step == settings.random_steps:
             self.coverage.update(self.replay)  # fixes the grid
         if self.meter.updates and (step % settings.log_every == 0 or last):
-            with self.meter.paused():
+            with self.meter.paused(), self.groups.up_to_date():
                 self._log(step)
         if step % settings.eval_every == 0 or last:
-            with self.meter.paused():
+            with self.meter.paused(), self.groups.up_to_date():
                 self._evaluate(step)
         if (last and settings.keep_state) or (step % settings.checkpoint_every == 0 and not last):
-            with self.meter.paused():
+            with self.meter.paused(), self.groups.up_to_date():
                 self.checkpoint.save()
 
     def _log(self, step: int) -> None:

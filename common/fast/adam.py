@@ -83,6 +83,9 @@ class Adam(torch.optim.Optimizer):
         self._squares = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.steps = torch.zeros((), device=self.parameters[0].device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__  # a copy has the moments too; torch's own optimisers keep them elsewhere
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients."""
         assert set_to_none

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from rl.coverage import CELLS, Coverage
 from rl.replay import Replay
+from rl.visits import CELLS, Coverage
 
 
 def fill(replay: Replay, states: torch.Tensor) -> None:
