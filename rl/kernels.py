@@ -20,13 +20,28 @@ Array = NDArray[Any]
 FAST = {"reassoc", "contract", "nsz"}
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Returns the function compiled at its first call, and kept in a cache folder where there is one to write to."""
-    try:
-        loop: Callable[..., None] = njit(fastmath=FAST, nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable
-        loop = njit(fastmath=FAST, nogil=True)(function)
-    return loop
+class Loop:
+    """A function compiled at its first call. It is kept in a cache folder, unless that cannot be written or read."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        try:
+            self._compile(cached=True)
+        except RuntimeError:  # no folder is writable
+            self._compile(cached=False)
+
+    def _compile(self, *, cached: bool) -> None:
+        self.cached, self.loop = cached, njit(fastmath=FAST, nogil=True, cache=cached)(self.function)
+
+    def __call__(self, *arrays: Any) -> None:
+        """Runs it on arrays; what it computes is in those that it sets."""
+        try:
+            self.loop(*arrays)
+        except Exception:  # numba's own of a full disk, a damaged file and others
+            if not self.cached:
+                raise
+            self._compile(cached=False)
+            self.loop(*arrays)
 
 
 def _bits_to_float(context: Any, bits: Any) -> Any:
@@ -76,7 +91,7 @@ def _stored_typed(row: Any, value: Any) -> Any:
     return lambda row, value: value
 
 
-@compiled
+@Loop
 def activate(product: Array, bias: Array, out: Array) -> None:
     """Sets `out` to ReLU(product + bias)."""
     zero = np.float32(0)
@@ -89,7 +104,7 @@ def activate(product: Array, bias: Array, out: Array) -> None:
                 row[unit] = _stored(row, zero if value <= 0 else value)
 
 
-@compiled
+@Loop
 def read_out(product: Array, bias: Array, weight: Array, last_bias: Array, out: Array) -> None:
     """Sets `out` `(networks, batch, outputs)` to h·W + b with h = ReLU(product + bias), for few outputs.
 
@@ -112,7 +127,7 @@ def read_out(product: Array, bias: Array, weight: Array, last_bias: Array, out: 
                 out[network, example, output] = total + last_bias[network, 0, output]
 
 
-@compiled
+@Loop
 def read_out_back(
     product: Array,
     bias: Array,
@@ -158,7 +173,7 @@ def read_out_back(
                         row[unit] += share * hidden[unit]
 
 
-@compiled
+@Loop
 def through_relu(gradient: Array, activation: Array, out: Array, for_bias: Array, learning: bool) -> None:
     """Sets `out` to the gradient where the activation is open, and `for_bias`, if `learning`, to its sum."""
     zero = np.float32(0)

@@ -1,5 +1,10 @@
 """The compiled loops against the same steps one by one in torch, for both number formats, NaN included."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +84,29 @@ def test_numbers_are_rounded_as_torch_rounds_them(values: list[float]) -> None:
     out = torch.empty(product.shape, dtype=torch.bfloat16)
     kernels.activate(product.numpy(), np.zeros((1, 1, len(values)), np.float32), array(out))
     torch.testing.assert_close(out, product.relu().to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path: Path) -> None:
+    """Missing, written, cut off, and in a place where nothing can be written."""
+    program = (
+        "import numpy as np; from rl import kernels; out = np.zeros((1, 2, 3), np.float32)\n"
+        "kernels.activate(out + 1, np.ones((1, 1, 3), np.float32), out); print(out.sum(), kernels.activate.cached)"
+    )
+
+    def said(folder: Path) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert said(tmp_path / "cache") == "12.0 True"
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert files
+    assert said(tmp_path / "cache") == "12.0 True"
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    assert said(tmp_path / "cache") == "12.0 False"
+    assert said(Path("/proc/nowhere")).startswith("12.0 ")
