@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class Side:
@@ -27,8 +28,11 @@ class Side:
     def start(self) -> None:
         """Tells the process to run a round."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._stopped()
 
     def result(self) -> dict[str, float]:
         """Waits for the round's end and returns its figures."""
@@ -36,7 +40,14 @@ class Side:
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
                 return dict(json.loads(line))
-        raise SystemExit(f"a side of the comparison stopped: {' '.join(map(str, self.process.args))}")
+        return self._stopped()
+
+    def _stopped(self) -> NoReturn:
+        command = " ".join(map(str, self.process.args))
+        raise SystemExit(
+            f"error: a side of the comparison stopped: {command}\n"
+            "run it alone to see why; pip install -e '.[bench]' brings the other libraries"
+        )
 
     def round(self) -> dict[str, float]:
         """Returns the figures of one more round."""

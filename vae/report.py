@@ -47,6 +47,11 @@ CAPTIONS = {
     "quality": "FID, density and coverage of samples between ceiling and floor, and the classes samples fall into.",
 }
 
+AGAINST_BETA = {
+    "samples": "Samples of models that differ in β, for each pairing of the prior in training and that of the codes.",
+    "quality": "The measures of these samples against β, means with 95 % intervals (of two seeds each).",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
@@ -104,8 +109,11 @@ def section(folders: Sequence[Folder]) -> Section:
     shown = []
     claims = []
     for folder, study in usable([folder for folder in folders if described(folder.settings)], Study):
-        figures = [folder.figures[name] for name in ("samples", "claims") if name in folder.figures]
+        against_beta = sorted(name for name in folder.figures if "_against_beta" in name)
+        wanted = ["samples", *reversed(against_beta), "claims"]  # the sheets of samples before the curves
+        figures = [folder.figures[name] for name in wanted if name in folder.figures]
         shown += figures
+        captions = CAPTIONS | {name: AGAINST_BETA[name.split("_")[0]] for name in against_beta}
         differences = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
         said = claims_of(folder, study)
         claims += said
@@ -113,7 +121,7 @@ def section(folders: Sequence[Folder]) -> Section:
             Heading(f"Study {folder.name}: {len(study.models)} models", link("study", folder.name)),
             *stand_in_warning(folder),
             *said_and_measured(said, study),
-            *(captioned(figure, CAPTIONS) for figure in figures),
+            *(captioned(figure, captions) for figure in figures),
             *tables(study.models, differences, margins_of(folder)),
             run_details(folder, CAPTIONS, shown),
         ]
@@ -141,6 +149,8 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
     claims = []
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
+        if other.get("beta", 1) < min(1, one.get("beta", 1)):
+            continue  # an under-weighted KL: a question of ours, not the report's claim
         mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
         said = BETA if one.get("beta", 1) > other.get("beta", 1) else CONTROL if mapped else PRIORS
         beta = f", β = {one['beta']:g}" if said == BETA else ""

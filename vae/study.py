@@ -46,6 +46,9 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "confidence": ("confidence", 3),
 }
 COMPARED = ("fid", "random_fid", "fid_mixture", "elbo", "nll", "density", "coverage", "confidence")
+OTHER = {  # of samples from another prior than the model's
+    f"mismatched_{name}": COLUMNS[name][0] for name in ("fid", "random_fid", "density", "coverage", "confidence")
+}
 RECORDED = {  # figure of the study → where a run's metrics.json has it
     **{name: name for name in ("elbo", "nll", "reconstruction", "kl", "fid", "density", "coverage", "active_units")},
     **{name: f"quality/prior samples/{name}" for name in MEASURES if name not in ("fid", "density", "coverage")},
@@ -139,7 +142,7 @@ def compare(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Returns every claim's differences, first − second over the shared seeds, with their 95 % intervals."""
     arms = {name: comparison.arm_of(seeds, of) for name, of in models.items()}
-    found = comparison.differences(arms, pairs, COMPARED)
+    found = comparison.differences(arms, pairs, [*COMPARED, *OTHER])
     return {claim: {key: dataclasses.asdict(gain) for key, gain in gains.items()} for claim, gains in found.items()}
 
 
@@ -262,6 +265,12 @@ def tables(
         named = margins_named({COLUMNS[key][0]: margins[key] for key in compared if key in margins})
         caption = f"Differences seed by seed ({seeds}), mean and 95 % interval; {BOLD}.{named}"
         result.append(comparison.interval_table(gains, columns, caption, heading="claim"))
+        if others := [key for key in OTHER if all(key in of for of in gains.values())]:
+            columns = [Column(key, OTHER[key]) for key in others]
+            caption = (
+                "The same differences, of samples from the other prior (`--sample-prior`) and not from the model's own."
+            )
+            result.append(comparison.interval_table(gains, columns, caption, heading="claim"))
     return result
 
 

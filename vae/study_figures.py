@@ -61,7 +61,7 @@ def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: 
 def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) -> Figure:
     """Every measure of the samples against β: a line for each pairing of prior and samples, mean with its interval.
 
-    `curves` holds every pairing's figures by β.
+    `curves` holds every pairing's figures by β. Of two seeds each is drawn in place of an interval.
     """
     sheet, panels = figure(f"Samples against β: {title}", caption, rows=2, columns=3, size=(11, 6.4))
     betas = sorted(next(iter(curves.values())))
@@ -70,6 +70,7 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
         axes.set_visible(False)
     for axes, (measure, label) in zip(panels, measured.items(), strict=False):
         for place, (pairing, curve) in enumerate(curves.items()):
+            seeds = len(curve[betas[0]][measure])
             means = [stats.mean(curve[beta][measure]) for beta in betas]
             estimates = np.array([of.estimate for of in means])
             reach = np.abs(np.array([(of.low, of.high) for of in means]).T - estimates)
@@ -77,7 +78,7 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
             axes.errorbar(
                 where,
                 estimates,
-                reach,
+                reach if seeds > 2 else None,
                 capsize=2,
                 elinewidth=0.8,
                 label=pairing,
@@ -85,6 +86,9 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
                 marker=MARKERS[place],
                 linestyle="--" if place % 2 else "-",
             )
+            if seeds == 2:  # the interval of two is far wider than they lie apart
+                each = [curve[beta][measure] for beta in betas]
+                axes.plot(where, each, "_", color=COLOURS[place], markersize=5, alpha=0.7)
         axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
         distance = measure.endswith("fid")
         axes.set(xscale="log", xlabel="β in training", ylabel=label, yscale="log" if distance else "linear")
