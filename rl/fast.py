@@ -32,11 +32,17 @@ Update = Callable[[Any, Noise], dict[str, Tensor]]  # of a Batch or of Trajector
 def perceptron(x: Tensor, layers: Layers, hidden_dtype: torch.dtype) -> Tensor:
     """Returns what `rl.networks.perceptron` returns: with the gradient by hand, or without keeping anything for it."""
     parameters = [tensor for layer in layers for tensor in layer]
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and hidden_dtype in (torch.float32, torch.bfloat16)
+    compiled = _compiled(x, hidden_dtype)
     if not torch.is_grad_enabled():
-        return (_compiled_forward if on_cpu else _forward)(x, hidden_dtype, parameters)[0]
-    outputs: Tensor = (_CompiledPerceptron if on_cpu else _Perceptron).apply(x, hidden_dtype, *parameters)
+        return (_compiled_forward if compiled else _forward)(x, hidden_dtype, parameters)[0]
+    outputs: Tensor = (_CompiledPerceptron if compiled else _Perceptron).apply(x, hidden_dtype, *parameters)
     return outputs
+
+
+def _compiled(x: Tensor, hidden_dtype: torch.dtype) -> bool:
+    """Whether the loops of `rl.kernels` are faster: on a CPU, where torch's operations do not share out their work."""
+    known = x.dtype == torch.float32 and hidden_dtype in (torch.float32, torch.bfloat16)
+    return known and x.device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def _array(tensor: Tensor) -> kernels.Array:
@@ -74,7 +80,7 @@ def _compiled_forward(
 
 
 class _CompiledPerceptron(torch.autograd.Function):
-    """The perceptron on a CPU: matrix products, and between them one pass over memory each (`rl.kernels`)."""
+    """The perceptron in one thread: matrix products, and between them one pass over memory each (`rl.kernels`)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, hidden_dtype: torch.dtype, *parameters: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ def _forward(
 
 
 class _Perceptron(torch.autograd.Function):
-    """The perceptron on a GPU, its gradient by hand: a third of the operations that autograd records for it."""
+    """The perceptron with its gradient by hand: a third of the operations that autograd records for the same layers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, hidden_dtype: torch.dtype, *parameters: Tensor) -> Tensor:

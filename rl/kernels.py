@@ -2,7 +2,7 @@
 
 torch takes one pass for each of conversion, bias, ReLU, product with few outputs, sum, and the gradient of each. In the
 small networks of this task these passes take longer than the products. Arrays are `(networks, batch, units)`; those of
-type uint16 hold the bits of bfloat16 numbers. Sums are in float32. On a CPU only; `rl/fast.py` calls these.
+type uint16 hold the bits of bfloat16 numbers. Sums are in float32. `rl/fast.py` calls these, in one thread of a CPU.
 """
 
 from __future__ import annotations

@@ -15,6 +15,13 @@ PLAIN_PERCEPTRON: Any = perceptron.__wrapped__  # type: ignore[attr-defined]
 PLAIN_GAUSSIAN: Any = squashed_gaussian.__wrapped__  # type: ignore[attr-defined]
 
 
+@pytest.fixture(params=[1, 2], ids=["one thread, compiled", "two threads"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Either implementation: which one it is depends on torch's threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    return int(request.param)
+
+
 def stack_and_input(sizes: list[int]) -> tuple[StackedMLP, Tensor]:
     stack = StackedMLP(sizes, [torch.Generator().manual_seed(k) for k in range(3)])
     return stack, torch.randn(3, 11, sizes[0], requires_grad=True)
@@ -31,6 +38,7 @@ def value_and_gradients(function: Any, stack: StackedMLP, x: Tensor, dtype: torc
     return [outputs.detach(), *torch.autograd.grad((outputs * weight).sum(), wanted)]
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [[5, 8, 3], [5, 16, 16, 1], [5, 16, 16, 2], [5, 6, 7, 8, 2]])
@@ -47,6 +55,7 @@ def test_fast_perceptron_is_the_plain_one(sizes: list[int], dtype: torch.dtype, 
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fast_perceptron_without_gradients_is_the_plain_one(dtype: torch.dtype) -> None:
     stack, x = stack_and_input([5, 16, 16, 1])
@@ -58,6 +67,16 @@ def test_fast_perceptron_without_gradients_is_the_plain_one(dtype: torch.dtype) 
     assert torch.equal(ours, fast.perceptron(x, layers, dtype))  # as with gradients, to the bit
 
 
+def test_the_compiled_loops_are_for_one_thread(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("_Perceptron", "_CompiledPerceptron"):
+        monkeypatch.setattr(getattr(fast, name), "apply", lambda *_, name=name: called.append(name))
+    stack, x = stack_and_input([5, 8, 2])
+    stack(x)
+    assert called == ["_CompiledPerceptron" if threads == 1 else "_Perceptron"]
+
+
+@pytest.mark.usefixtures("threads")
 def test_fast_perceptron_changes_neither_input_nor_weights() -> None:
     """It works in place inside; what it was given stays as it was."""
     stack, x = stack_and_input([5, 8, 8, 2])
@@ -104,6 +123,7 @@ def test_the_fast_twins_are_the_default_and_the_switch_runs_the_plain_functions(
         raise AssertionError("the fast twin was called")
 
     monkeypatch.setattr(fast._Perceptron, "apply", refuse)
+    monkeypatch.setattr(fast._CompiledPerceptron, "apply", refuse)
     monkeypatch.setattr(fast._SquashedGaussian, "apply", refuse)
     trained(True)
     with pytest.raises(AssertionError, match="the fast twin was called"):
