@@ -110,7 +110,8 @@ def section(folders: Sequence[Folder]) -> Section:
     claims = []
     for folder, study in usable([folder for folder in folders if described(folder.settings)], Study):
         against_beta = sorted(name for name in folder.figures if "_against_beta" in name)
-        wanted = ["samples", *reversed(against_beta), "claims"]  # the sheets of samples before the curves
+        by_kind = sorted(against_beta, key=lambda name: name.startswith("quality"))  # sheets before curves
+        wanted = ["samples", *by_kind, "claims"]
         figures = [folder.figures[name] for name in wanted if name in folder.figures]
         shown += figures
         captions = CAPTIONS | {name: AGAINST_BETA[name.split("_")[0]] for name in against_beta}
@@ -149,10 +150,11 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
     claims = []
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
-        if other.get("beta", 1) < min(1, one.get("beta", 1)):
-            continue  # an under-weighted KL: a question of ours, not the report's claim
+        larger = one.get("beta", 1) > other.get("beta", 1)
+        if larger and (other.get("beta", 1) < 1 or one.get("prior") == "normal"):
+            continue  # an under-weighted KL, or N(0, 1): questions of ours, not the report's claim
         mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
-        said = BETA if one.get("beta", 1) > other.get("beta", 1) else CONTROL if mapped else PRIORS
+        said = BETA if larger else CONTROL if mapped else PRIORS
         beta = f", β = {one['beta']:g}" if said == BETA else ""
         fid, elbo = differences["fid"], differences["elbo"]
         texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
