@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import common.fast
-from rl import kernels
+from rl import compiled
 from rl.replay import Batch, Trajectories
 from rl.streams import Noise
 
@@ -25,101 +25,23 @@ if TYPE_CHECKING:
     from rl.crossq import Norm
 
 Layers = Sequence[tuple[Tensor, Tensor]]  # weight (agents, inputs, outputs) and bias (agents, 1, outputs) of each layer
-FEW = 8  # outputs of a last layer that a loop computes faster than a matrix product
 Update = Callable[[Any, Noise], dict[str, Tensor]]  # of a Batch or of Trajectories
 
 
 def perceptron(x: Tensor, layers: Layers, hidden_dtype: torch.dtype) -> Tensor:
     """Returns what `rl.networks.perceptron` returns: with the gradient by hand, or without keeping anything for it."""
     parameters = [tensor for layer in layers for tensor in layer]
-    compiled = _compiled(x, hidden_dtype)
+    loops = _loops_are_faster(x, hidden_dtype)
     if not torch.is_grad_enabled():
-        return (_compiled_forward if compiled else _forward)(x, hidden_dtype, parameters)[0]
-    outputs: Tensor = (_CompiledPerceptron if compiled else _Perceptron).apply(x, hidden_dtype, *parameters)
+        return (compiled.forward if loops else _forward)(x, hidden_dtype, parameters)[0]
+    outputs: Tensor = (compiled.Perceptron if loops else _Perceptron).apply(x, hidden_dtype, *parameters)
     return outputs
 
 
-def _compiled(x: Tensor, hidden_dtype: torch.dtype) -> bool:
-    """Whether the loops of `rl.kernels` are faster: on a CPU, where torch's operations do not share out their work."""
+def _loops_are_faster(x: Tensor, hidden_dtype: torch.dtype) -> bool:
+    """On a CPU, where torch's operations do not share out their work, those of `rl.kernels` are."""
     known = x.dtype == torch.float32 and hidden_dtype in (torch.float32, torch.bfloat16)
     return known and x.device.type == "cpu" and torch.get_num_threads() == 1
-
-
-def _array(tensor: Tensor) -> kernels.Array:
-    """Returns the tensor's memory as an array for `rl.kernels`; bfloat16 as its bits."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _compiled_forward(
-    x: Tensor, hidden_dtype: torch.dtype, parameters: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """Returns the outputs and what the backward pass needs: the input of each layer, then its weights as multiplied.
-
-    Where a last layer has `FEW` outputs, its input is never written: in its place is the product it is made of.
-    """
-    last = len(parameters) // 2 - 1
-    inputs, weights = [], []
-    for layer in range(last):
-        weight, bias = parameters[2 * layer : 2 * layer + 2]
-        if layer > 0:
-            weight = weight.to(hidden_dtype)
-        inputs.append(x)
-        weights.append(weight)
-        product = torch.bmm(x, weight)
-        if layer == last - 1 and parameters[2 * last].shape[2] <= FEW:
-            rows = parameters[2 * last].detach().transpose(1, 2).contiguous()
-            outputs = bias.new_empty((*product.shape[:2], rows.shape[1]))
-            kernels.read_out(*map(_array, (product, bias, rows, parameters[2 * last + 1], outputs)))
-            return outputs, [*inputs, product, *weights, rows]
-        x = torch.empty_like(product, dtype=torch.float32 if layer == last - 1 else hidden_dtype)
-        kernels.activate(*map(_array, (product, bias, x)))
-    weight, bias = parameters[2 * last :]
-    return torch.baddbmm(bias, x, weight), [*inputs, x, *weights, weight]
-
-
-class _CompiledPerceptron(torch.autograd.Function):
-    """The perceptron in one thread: matrix products, and between them one pass over memory each (`rl.kernels`)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, hidden_dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-        outputs, kept = _compiled_forward(x, hidden_dtype, parameters)
-        ctx.save_for_backward(*kept, *parameters[1::2])
-        ctx.hidden_dtype = hidden_dtype
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layers = len(ctx.saved_tensors) // 3
-        last = layers - 1
-        inputs, weights, biases = (ctx.saved_tensors[n * layers : (n + 1) * layers] for n in range(3))
-        learning = ctx.needs_input_grad[2]
-        needed: list[Tensor | None] = [None] * (2 * layers)
-        if learning:
-            needed[2 * last + 1] = gradient.sum(1, keepdim=True)
-        for layer in reversed(range(layers)):
-            x, weight = inputs[layer], weights[layer]
-            few = layer == last > 0 and biases[last].shape[2] <= FEW  # x is a product, and the weights are rows
-            if learning and not few:
-                needed[2 * layer] = torch.bmm(x.transpose(1, 2), gradient).float()
-            if layer == 0:
-                break
-            bias = biases[layer - 1]  # of the layer before, whose product gets its gradient
-            into = torch.empty_like(x, dtype=ctx.hidden_dtype if layer > 1 else torch.float32)
-            for_bias = torch.empty_like(bias)
-            if few:
-                for_rows, given = torch.empty_like(weight), gradient.contiguous()
-                kernels.read_out_back(*map(_array, (x, bias, weight, given, into, for_rows, for_bias)), learning)
-                needed[2 * layer] = for_rows.transpose(1, 2).contiguous() if learning else None
-            else:
-                back = torch.bmm(gradient, weight.transpose(1, 2))
-                kernels.through_relu(*map(_array, (back, x, into, for_bias)), learning)
-            needed[2 * layer - 1] = for_bias if learning else None
-            gradient = into
-        into_input = torch.bmm(gradient, weights[0].transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        return into_input, None, *needed
 
 
 def _forward(

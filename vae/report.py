@@ -49,7 +49,7 @@ CAPTIONS = {
 
 AGAINST_BETA = {
     "samples": "Samples of models that differ in β, for each pairing of the prior in training and that of the codes.",
-    "quality": "The measures of these samples against β, means with 95 % intervals (of two seeds each).",
+    "quality": "The measures of these samples against β, means with 95 % intervals; of two seeds, both.",
 }
 
 
@@ -151,7 +151,7 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
         larger = one.get("beta", 1) > other.get("beta", 1)
-        if larger and (other.get("beta", 1) < 1 or one.get("prior") == "normal"):
+        if larger and (other.get("beta", 1) < 1 or one.get("prior", "normal") == "normal"):
             continue  # an under-weighted KL, or N(0, 1): questions of ours, not the report's claim
         mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
         said = BETA if larger else CONTROL if mapped else PRIORS

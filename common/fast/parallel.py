@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 
-Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import common.fast
-from rl import fast
+from rl import compiled, fast
 from rl.networks import StackedMLP, perceptron, squashed_gaussian
 from tests.rl.test_sac import batch_and_noise, sac
 
@@ -69,11 +69,11 @@ def test_fast_perceptron_without_gradients_is_the_plain_one(dtype: torch.dtype) 
 
 def test_the_compiled_loops_are_for_one_thread(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    for name in ("_Perceptron", "_CompiledPerceptron"):
-        monkeypatch.setattr(getattr(fast, name), "apply", lambda *_, name=name: called.append(name))
+    monkeypatch.setattr(fast._Perceptron, "apply", lambda *_: called.append("torch"))
+    monkeypatch.setattr(compiled.Perceptron, "apply", lambda *_: called.append("compiled"))
     stack, x = stack_and_input([5, 8, 2])
     stack(x)
-    assert called == ["_CompiledPerceptron" if threads == 1 else "_Perceptron"]
+    assert called == ["compiled" if threads == 1 else "torch"]
 
 
 @pytest.mark.usefixtures("threads")
@@ -123,7 +123,7 @@ def test_the_fast_twins_are_the_default_and_the_switch_runs_the_plain_functions(
         raise AssertionError("the fast twin was called")
 
     monkeypatch.setattr(fast._Perceptron, "apply", refuse)
-    monkeypatch.setattr(fast._CompiledPerceptron, "apply", refuse)
+    monkeypatch.setattr(compiled.Perceptron, "apply", refuse)
     monkeypatch.setattr(fast._SquashedGaussian, "apply", refuse)
     trained(True)
     with pytest.raises(AssertionError, match="the fast twin was called"):

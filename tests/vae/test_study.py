@@ -12,11 +12,13 @@ import yaml
 
 from common import cli
 from common.errors import RunError
+from common.report.folders import find
 from common.sweep.file import groups_of, read
 from tests.common.pictures import colour, encoded, write
 from vae.classifier import MEASURES
+from vae.report import BETA, section
 from vae.settings import Settings
-from vae.study import COLUMNS, COMPARED, beta_sweeps, compare, figures_in, main, of_samples, tables
+from vae.study import COLUMNS, COMPARED, OTHER, beta_sweeps, compare, figures_in, main, of_samples, tables
 from vae.study_settings import StudySettings, described
 
 STUDY: dict[str, Any] = {
@@ -130,6 +132,9 @@ def test_tables_of_what_metrics_json_holds() -> None:
     ]
     assert claims.rows == [["b − a", "**−1.0 [−2.0, −0.5]** ≈", *["**−1.0 [−2.0, −0.5]**"] * 7]]
     assert len(tables(models, {}, {})) == 1
+    *_, other = tables(models, {"b − a": {key: gain for key in (*COMPARED, *OTHER)}}, {})
+    assert list(other.head) == ["claim", "FID", "FID, random features", "density", "coverage", "confidence"]
+    assert other.rows == [["b − a", *["**−1.0 [−2.0, −0.5]**"] * 5]]
 
 
 @pytest.mark.slow
@@ -275,3 +280,12 @@ def test_the_figure_of_mismatched_samples_is_under_the_same_names() -> None:
     figures = {name: [1.0] for name in MEASURES} | {f"mismatched_{name}": [2.0] for name in MEASURES}
     assert of_samples(figures, mismatched=False) == {name: [1.0] for name in MEASURES}
     assert of_samples(figures, mismatched=True) == {name: [2.0] for name in MEASURES}
+
+
+def test_of_a_study_of_beta_the_reports_claim_is_what_it_says() -> None:
+    """Four of its comparisons are of N(0, 1), and two are of values below 1: questions of ours."""
+    said = section(find(Path("results/reference/vae/beta"))).claims
+    assert [(claim.claim, claim.measured.partition(": FID")[0]) for claim in said if claim.seeds] == [
+        (BETA, "conv 16, N(1, 2²): β = 4 − β = 1, β = 4"),
+        (BETA, "conv 2, N(1, 2²): β = 4 − β = 1, β = 4"),
+    ]
