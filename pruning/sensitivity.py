@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning.calibration import Batches, clear_statistics
+from pruning.fast import Layers
 from pruning.filters import Importance, clear, filter_importance, filter_mask
 from pruning.masks import apply_masks, mask_from_scores
 from pruning.vgg import VGG11, prunable_layers
@@ -87,7 +88,7 @@ def _pruned_rest(
     own_statistics: bool,
     scores: Mapping[str, Tensor] | None,
     importance: Importance | None,
-) -> nn.Sequential:
+) -> Layers:
     """Returns a pruned copy of the layer and the layers after it; these are the network's, but for `own_statistics`."""
     conv, norm, *others = network.features[int(layer.removeprefix("features.")) :]
     assert isinstance(conv, nn.Conv2d)
@@ -102,9 +103,7 @@ def _pruned_rest(
         clear(pruned, norm, filter_mask(ranks, sparsity))
     rest = [norm, *others]
     copied = nn.BatchNorm2d if own_statistics else ()
-    result = nn.Sequential(
-        pruned, *(copy.deepcopy(module) if isinstance(module, copied) else module for module in rest)
-    )
+    result = Layers(pruned, *(copy.deepcopy(module) if isinstance(module, copied) else module for module in rest))
     if own_statistics:
         clear_statistics(result.train())
     return result

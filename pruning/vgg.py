@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.fast.convolution import MatrixConv2d
+from pruning.fast import Layers
 
 Initialisation = Literal["identity", "default"]
 
@@ -54,7 +55,7 @@ class VGG11(nn.Module):
             plain = layers[index]
             assert isinstance(plain, nn.Conv2d)
             layers[index] = MatrixConv2d(plain.in_channels, plain.out_channels, kernel_size=3, padding=1)
-        self.features = nn.Sequential(*layers)
+        self.features = Layers(*layers)
         self.classifier = nn.Linear(channels, classes)
         for conv in prunable_layers(self).values():
             conv.reset_parameters()

@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from common.fast.loops import array
 from rl import kernels
 
 FEW = 8  # outputs of a last layer that a loop computes faster than a matrix product
-
-
-def _array(tensor: Tensor) -> kernels.Array:
-    """Returns the tensor's memory as an array for `rl.kernels`; bfloat16 as its bits."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def forward(x: Tensor, hidden_dtype: torch.dtype, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -41,10 +35,10 @@ def forward(x: Tensor, hidden_dtype: torch.dtype, parameters: Sequence[Tensor]) 
         if layer == last - 1 and parameters[2 * last].shape[2] <= FEW:
             rows = parameters[2 * last].detach().transpose(1, 2).contiguous()
             outputs = bias.new_empty((*product.shape[:2], rows.shape[1]))
-            kernels.read_out(*map(_array, (product, bias, rows, parameters[2 * last + 1], outputs)))
+            kernels.read_out(*map(array, (product, bias, rows, parameters[2 * last + 1], outputs)))
             return outputs, [*inputs, product, *weights, rows]
         x = torch.empty_like(product, dtype=torch.float32 if layer == last - 1 else hidden_dtype)
-        kernels.activate(*map(_array, (product, bias, x)))
+        kernels.activate(*map(array, (product, bias, x)))
     weight, bias = parameters[2 * last :]
     return torch.baddbmm(bias, x, weight), [*inputs, x, *weights, weight]
 
@@ -81,11 +75,11 @@ class Perceptron(torch.autograd.Function):
             for_bias = torch.empty_like(bias)
             if few:
                 for_rows, given = torch.empty_like(weight), gradient.contiguous()
-                kernels.read_out_back(*map(_array, (x, bias, weight, given, into, for_rows, for_bias)), learning)
+                kernels.read_out_back(*map(array, (x, bias, weight, given, into, for_rows, for_bias)), learning)
                 needed[2 * layer] = for_rows.transpose(1, 2).contiguous() if learning else None
             else:
                 back = torch.bmm(gradient, weight.transpose(1, 2))
-                kernels.through_relu(*map(_array, (back, x, into, for_bias)), learning)
+                kernels.through_relu(*map(array, (back, x, into, for_bias)), learning)
             needed[2 * layer - 1] = for_bias if learning else None
             gradient = into
         into_input = torch.bmm(gradient, weights[0].transpose(1, 2)) if ctx.needs_input_grad[0] else None

@@ -2,93 +2,14 @@
 
 torch takes one pass for each of conversion, bias, ReLU, product with few outputs, sum, and the gradient of each. In the
 small networks of this task these passes take longer than the products. Arrays are `(networks, batch, units)`; those of
-type uint16 hold the bits of bfloat16 numbers. Sums are in float32. `rl/fast.py` calls these, in one thread of a CPU.
+type uint16 hold the bits of bfloat16 numbers. Sums are in float32. `rl/compiled.py` calls these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic, overload
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-# Sums may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
-FAST = {"reassoc", "contract", "nsz"}
-
-
-class Loop:
-    """A function compiled at its first call. It is kept in a cache folder, unless that cannot be written or read."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function = function
-        try:
-            self._compile(cached=True)
-        except RuntimeError:  # no folder is writable
-            self._compile(cached=False)
-
-    def _compile(self, *, cached: bool) -> None:
-        self.cached, self.loop = cached, njit(fastmath=FAST, nogil=True, cache=cached)(self.function)
-
-    def __call__(self, *arrays: Any) -> None:
-        """Runs it on arrays; what it computes is in those that it sets."""
-        try:
-            self.loop(*arrays)
-        except Exception:  # numba's own of a full disk, a damaged file and others
-            if not self.cached:
-                raise
-            self._compile(cached=False)
-            self.loop(*arrays)
-
-
-def _bits_to_float(context: Any, bits: Any) -> Any:
-    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], target.get_value_type(types.float32))
-
-    return types.float32(types.uint32), code
-
-
-def _float_to_bits(context: Any, value: Any) -> Any:
-    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], target.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), code
-
-
-_as_float: Any = intrinsic(_bits_to_float)
-_as_bits: Any = intrinsic(_float_to_bits)
-
-
-def _read(row: Array, unit: int) -> Any:
-    """Returns row[unit] as float32."""
-
-
-@overload(_read, inline="always", strict=False)
-def _read_typed(row: Any, unit: Any) -> Any:
-    if row.dtype == types.uint16:
-        return lambda row, unit: _as_float(np.uint32(row[unit]) << np.uint32(16))
-    return lambda row, unit: row[unit]
-
-
-def _stored(row: Array, value: Any) -> Any:
-    """Returns a float32 value as `row` holds it, rounded to nearest, ties to even; NaN stays NaN."""
-
-
-@overload(_stored, inline="always", strict=False)
-def _stored_typed(row: Any, value: Any) -> Any:
-    if row.dtype == types.uint16:
-
-        def rounded(row: Any, value: Any) -> Any:
-            bits = _as_bits(value)
-            if value != value:
-                return np.uint16(0x7FC0)
-            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-        return rounded
-    return lambda row, value: value
+from common.fast.loops import Array, Loop, read, stored
 
 
 @Loop
@@ -100,8 +21,8 @@ def activate(product: Array, bias: Array, out: Array) -> None:
         for example in range(product.shape[1]):
             source, row = product[network, example], out[network, example]
             for unit in range(product.shape[2]):
-                value = _read(source, unit) + offset[unit]
-                row[unit] = _stored(row, zero if value <= 0 else value)
+                value = read(source, unit) + offset[unit]
+                row[unit] = stored(row, zero if value <= 0 else value)
 
 
 @Loop
@@ -118,7 +39,7 @@ def read_out(product: Array, bias: Array, weight: Array, last_bias: Array, out: 
         for example in range(product.shape[1]):
             source = product[network, example]
             for unit in range(units):
-                value = _read(source, unit) + offset[unit]
+                value = read(source, unit) + offset[unit]
                 hidden[unit] = zero if value <= 0 else value
             for output in range(weight.shape[1]):
                 row, total = weight[network, output], zero
@@ -158,12 +79,12 @@ def read_out_back(
                 for unit in range(units):
                     back[unit] += share * row[unit]
             for unit in range(units):
-                value = _read(source, unit) + offset[unit]
+                value = read(source, unit) + offset[unit]
                 closed = value <= 0
                 hidden[unit] = zero if closed else value
                 passed = zero if closed else back[unit]
                 back[unit] = passed
-                target[unit] = _stored(target, passed)
+                target[unit] = stored(target, passed)
             if learning:
                 for unit in range(units):
                     sums[unit] += back[unit]
@@ -184,7 +105,7 @@ def through_relu(gradient: Array, activation: Array, out: Array, for_bias: Array
         for example in range(gradient.shape[1]):
             source, state, row = gradient[network, example], activation[network, example], out[network, example]
             for unit in range(gradient.shape[2]):
-                passed = zero if state[unit] == 0 else _read(source, unit)
-                row[unit] = _stored(row, passed)
+                passed = zero if state[unit] == 0 else read(source, unit)
+                row[unit] = stored(row, passed)
                 if learning:
                     sums[unit] += passed

@@ -89,7 +89,8 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             taps = (rows @ matrix).view(len(gradient), *ctx.size, -1)
             for_maps = overlap_add(taps, ctx.geometry, ctx.input_size).permute(0, 3, 1, 2).to(ctx.input_dtype)
-        return for_maps, _kernel(rows.T @ columns, weight), rows.sum(0, dtype=weight.dtype), None, None, None
+        for_weight = _kernel(rows.T.contiguous() @ columns, weight)  # a transposed factor is slow in bfloat16
+        return for_maps, for_weight, rows.sum(0, dtype=weight.dtype), None, None, None
 
 
 class _TransposedConvolution(torch.autograd.Function):

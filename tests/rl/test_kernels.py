@@ -12,15 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.fast.loops import array
 from rl import kernels
-from rl.kernels import Array
 
 NETWORKS, BATCH, UNITS = 2, 7, 37  # units that do not fill whole vector registers
 FORMATS = [torch.float32, torch.bfloat16]
-
-
-def array(tensor: Tensor) -> Array:
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
