@@ -164,7 +164,7 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
                 f"{name}{beta}: FID {texts[0][0]}, ELBO {texts[1][0]}",
                 ", ".join(interval or "none" for _, _, interval in texts),
                 len(study.seeds),
-                sentence(fid, elbo, margins_of(folder)),
+                sentence(differences, margins_of(folder)),
                 link("study", folder.name),
                 bool(folder.stand_in_for),
             )
@@ -186,21 +186,24 @@ def margins_of(folder: Folder) -> dict[str, float]:
     return {k: float(v) for k, v in margins.items() if isinstance(v, int | float)} if isinstance(margins, dict) else {}
 
 
-def sentence(fid: Interval, elbo: Interval, margins: Mapping[str, float]) -> str:
-    """Returns the verdict on two differences, with the figures that show it.
+def sentence(differences: Mapping[str, Interval], margins: Mapping[str, float]) -> str:
+    """Returns the verdict on the differences in FID and ELBO, with the figures that show it, and what contradicts it.
 
     Where nothing is shown, it says whether both differences lie within the margin of none, or what the study would
     have seen.
     """
+    fid, elbo = differences["fid"], differences["elbo"]
     word = verdict(fid, elbo)
-    figures = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
-    sentences = {
-        "too few seeds": f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion",
-        "better": f"better in {figures}",
-        "worse": f"worse in {figures}",
-    }
+    if word == "too few seeds":
+        return f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion"
+    if word in ("better", "worse"):
+        shown = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
+        others = {name: differences[name] for name in ("density", "coverage", "confidence") if name in differences}
+        against = [name for name, of in others.items() if of.conclusive and (of.estimate > 0) == (word == "worse")]
+        opposite = "worse" if word == "better" else "better"
+        return f"{word} in {shown}" + (f", yet {opposite} in {' and '.join(against)}" if against else "")
     if word != "nothing shown":
-        return sentences.get(word, word)
+        return word
     if fid.within(margins.get("fid", 0)) and elbo.within(margins.get("elbo", 0)):
         return f"no difference: within ±{margins['fid']:g} in FID and ±{margins['elbo']:g} nats in ELBO"
     seen = f"{fid.smallest_seen:.0f} in FID, {elbo.smallest_seen:.1f} nats in ELBO"

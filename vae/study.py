@@ -43,12 +43,15 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "random_fid": ("FID, random features", 2),
     "density": ("density", 3),
     "coverage": ("coverage", 3),
+    "random_density": ("density, random features", 3),
+    "random_coverage": ("coverage, random features", 3),
     "confidence": ("confidence", 3),
 }
-COMPARED = ("fid", "random_fid", "fid_mixture", "elbo", "nll", "density", "coverage", "confidence")
-OTHER = {  # of samples from another prior than the model's
-    f"mismatched_{name}": COLUMNS[name][0] for name in ("fid", "random_fid", "density", "coverage", "confidence")
-}
+OF_SAMPLES = ("fid", "random_fid", "density", "random_density", "coverage", "random_coverage", "confidence")
+COMPARED = ("fid", "random_fid", "fid_mixture", "elbo", "nll", *OF_SAMPLES[2:])
+OTHER = {
+    f"mismatched_{name}": COLUMNS[name][0] for name in OF_SAMPLES
+}  # of samples from another prior than the model's
 RECORDED = {  # figure of the study → where a run's metrics.json has it
     **{name: name for name in ("elbo", "nll", "reconstruction", "kl", "fid", "density", "coverage", "active_units")},
     **{name: f"quality/prior samples/{name}" for name in MEASURES if name not in ("fid", "density", "coverage")},

@@ -19,7 +19,7 @@ from common.tables import Table, parse
 from pruning.report import section as pruning_section
 from tests.common.report.conftest import edit
 from tests.common.report.runs import pruning_run, rl_run, vae_run
-from vae.report import verdict
+from vae.report import sentence, verdict
 
 
 def text_of(page: Path) -> str:
@@ -189,6 +189,19 @@ def test_a_lower_fid_and_a_higher_elbo_are_better(
     intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
     assert verdict(*intervals) == words
     assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
+
+
+def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None:
+    up, down, nothing = Interval(5.0, 1.0, 9.0), Interval(-5.0, -9.0, -1.0), Interval(1.0, -8.0, 9.0)
+    worse = {"fid": up, "elbo": down}
+    assert sentence(worse, {}) == "worse in FID and ELBO"
+    assert sentence({**worse, "elbo": nothing}, {}) == "worse in FID"
+    others = {"density": up, "coverage": down, "confidence": up}
+    assert sentence({**worse, **others}, {}) == "worse in FID and ELBO, yet better in density and confidence"
+    assert sentence({"fid": down, "elbo": up, **others}, {}) == "better in FID and ELBO, yet worse in coverage"
+    assert sentence({"fid": nothing, "elbo": nothing, **others}, {}).startswith("no difference shown: both intervals")
+    few = {name: dataclasses.replace(of, values=3) for name, of in worse.items()}
+    assert sentence(few, {}) == "open: 3 seeds, too few for a conclusion"
 
 
 def test_a_learned_prior_and_what_else_is_new_stand_in_the_models_row(tmp_path: Path) -> None:
