@@ -148,8 +148,11 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
     """Returns the original report's claims beside the differences between two models each that a study found."""
     models, pairs = described(folder.settings) or ({}, {})
     claims = []
+    rates_mapped = {second for first, second in pairs.values() if models[first].get("mapped_rates")}
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
+        if one.get("initialisation") == "mapped" and not one.get("mapped_rates") and pairs[name][1] in rates_mapped:
+            continue  # the control with its learning rates mapped too stands for it
         larger = one.get("beta", 1) > other.get("beta", 1)
         if larger and (other.get("beta", 1) < 1 or one.get("prior", "normal") == "normal"):
             continue  # an under-weighted KL, or N(0, 1): questions of ours, not the report's claim
