@@ -18,11 +18,7 @@ BLOCK = 256  # rows that are added in float32 before they go to float64
 def moments(maps: Array, mean: Array, variance: Array) -> None:
     """Sets the mean and the biased variance of each channel, for maps as rows `(B·H·W, C)`."""
     rows, channels = maps.shape
-    origin, sums, squares = (
-        np.empty(channels, np.float32),
-        np.empty(channels, np.float32),
-        np.empty(channels, np.float32),
-    )
+    origin, sums, squares = np.zeros((3, channels), np.float32)
     total, total_squares = np.zeros(channels), np.zeros(channels)
     for channel in range(channels):  # differences from the first row: no cancellation where the mean is large
         origin[channel] = read(maps[0], channel)
