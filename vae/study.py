@@ -49,9 +49,8 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
 }
 OF_SAMPLES = ("fid", "random_fid", "density", "random_density", "coverage", "random_coverage", "confidence")
 COMPARED = ("fid", "random_fid", "fid_mixture", "elbo", "nll", *OF_SAMPLES[2:])
-OTHER = {
-    f"mismatched_{name}": COLUMNS[name][0] for name in OF_SAMPLES
-}  # of samples from another prior than the model's
+# Figures of samples from another prior than the model's → heading.
+OTHER = {f"mismatched_{name}": COLUMNS[name][0] for name in OF_SAMPLES}
 RECORDED = {  # figure of the study → where a run's metrics.json has it
     **{name: name for name in ("elbo", "nll", "reconstruction", "kl", "fid", "density", "coverage", "active_units")},
     **{name: f"quality/prior samples/{name}" for name in MEASURES if name not in ("fid", "density", "coverage")},

@@ -1,4 +1,4 @@
-"""Batch normalisation, ReLU and pooling in one pass, against torch's modules one by one."""
+"""Batch normalisation, ReLU and pooling together, against torch's modules one by one."""
 
 import copy
 from collections.abc import Iterator

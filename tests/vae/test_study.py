@@ -12,11 +12,9 @@ import yaml
 
 from common import cli
 from common.errors import RunError
-from common.report.folders import find
 from common.sweep.file import groups_of, read
 from tests.common.pictures import colour, encoded, write
 from vae.classifier import MEASURES
-from vae.report import BETA, CONTROL, PRIORS, section
 from vae.settings import Settings
 from vae.study import COLUMNS, COMPARED, OTHER, beta_sweeps, compare, figures_in, main, of_samples, tables
 from vae.study_settings import StudySettings, described
@@ -282,20 +280,3 @@ def test_the_figure_of_mismatched_samples_is_under_the_same_names() -> None:
     figures = {name: [1.0] for name in MEASURES} | {f"mismatched_{name}": [2.0] for name in MEASURES}
     assert of_samples(figures, mismatched=False) == {name: [1.0] for name in MEASURES}
     assert of_samples(figures, mismatched=True) == {name: [2.0] for name in MEASURES}
-
-
-def test_of_a_study_of_beta_the_reports_claim_is_what_it_says() -> None:
-    """Of four comparisons two are of N(0, 1), and one is of values below 1: questions of ours."""
-    said = section(find(Path("results/reference/vae/beta"))).claims
-    assert [(claim.claim, claim.measured.partition(": FID")[0]) for claim in said if claim.seeds] == [
-        (BETA, "conv 16, N(1, 2²): β = 4 − β = 1, β = 4"),
-    ]
-
-
-def test_of_two_controls_the_one_with_mapped_rates_is_an_answer() -> None:
-    said = section(find(Path("results/reference/vae/claims"))).claims
-    assert [claim.measured.partition(": FID")[0] for claim in said if claim.claim == CONTROL] == [
-        "conv 2: the same, mapped start and rates",
-        "conv 16: the same, mapped start and rates",
-    ]
-    assert sum(claim.claim == PRIORS for claim in said) == 2

@@ -14,12 +14,10 @@ import pytest
 from common import cli
 from common.report.command import Report, duration, main
 from common.report.folders import Folder, find, usable
-from common.stats import Interval
 from common.tables import Table, parse
 from pruning.report import section as pruning_section
 from tests.common.report.conftest import edit
 from tests.common.report.runs import pruning_run, rl_run, vae_run
-from vae.report import sentence, verdict
 
 
 def text_of(page: Path) -> str:
@@ -172,36 +170,6 @@ def test_markdown_has_its_figures_beside_it(results: Path, tmp_path: Path, capsy
     links = set(re.findall(r"\]\(#(.*?)\)", text))
     assert {"run-vae-fc16-", "run-rl-none-", "study-vae-claims-"} <= {re.sub(r"\w{8}$", "", link) for link in links}
     assert links <= set(re.findall(r'<a id="(.*?)"></a>', text))
-
-
-@pytest.mark.parametrize(
-    ("fid", "elbo", "words"),
-    [
-        ((-9.0, -5.0, -1.0), (0.5, 1.0, 1.5), "better"),
-        ((-1.0, 5.0, 9.0), (-1.5, -1.0, -0.5), "worse"),
-        ((-1.0, 5.0, 9.0), (-1.5, 1.0, 1.5), "nothing shown"),
-        ((1.0, 5.0, 9.0), (0.5, 1.0, 1.5), "better in one, worse in the other"),
-    ],
-)
-def test_a_lower_fid_and_a_higher_elbo_are_better(
-    fid: tuple[float, float, float], elbo: tuple[float, float, float], words: str
-) -> None:
-    intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
-    assert verdict(*intervals) == words
-    assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
-
-
-def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None:
-    up, down, nothing = Interval(5.0, 1.0, 9.0), Interval(-5.0, -9.0, -1.0), Interval(1.0, -8.0, 9.0)
-    worse = {"fid": up, "elbo": down}
-    assert sentence(worse, {}) == "worse in FID and ELBO"
-    assert sentence({**worse, "elbo": nothing}, {}) == "worse in FID"
-    others = {"density": up, "coverage": down, "confidence": up}
-    assert sentence({**worse, **others}, {}) == "worse in FID and ELBO, yet better in density and confidence"
-    assert sentence({"fid": down, "elbo": up, **others}, {}) == "better in FID and ELBO, yet worse in coverage"
-    assert sentence({"fid": nothing, "elbo": nothing, **others}, {}).startswith("no difference shown: both intervals")
-    few = {name: dataclasses.replace(of, values=3) for name, of in worse.items()}
-    assert sentence(few, {}) == "open: 3 seeds, too few for a conclusion"
 
 
 def test_a_learned_prior_and_what_else_is_new_stand_in_the_models_row(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""What the report page says of a study: its verdicts, and which differences are the original report's claims."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from common.report.folders import find
+from common.stats import Interval
+from vae.report import BETA, CONTROL, PRIORS, section, sentence, verdict
+
+
+@pytest.mark.parametrize(
+    ("fid", "elbo", "words"),
+    [
+        ((-9.0, -5.0, -1.0), (0.5, 1.0, 1.5), "better"),
+        ((-1.0, 5.0, 9.0), (-1.5, -1.0, -0.5), "worse"),
+        ((-1.0, 5.0, 9.0), (-1.5, 1.0, 1.5), "nothing shown"),
+        ((1.0, 5.0, 9.0), (0.5, 1.0, 1.5), "better in one, worse in the other"),
+    ],
+)
+def test_a_lower_fid_and_a_higher_elbo_are_better(
+    fid: tuple[float, float, float], elbo: tuple[float, float, float], words: str
+) -> None:
+    intervals = [Interval(estimate, low, high) for low, estimate, high in (fid, elbo)]
+    assert verdict(*intervals) == words
+    assert verdict(intervals[0], dataclasses.replace(intervals[1], values=4)) == "too few seeds"
+
+
+def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None:
+    up, down, nothing = Interval(5.0, 1.0, 9.0), Interval(-5.0, -9.0, -1.0), Interval(1.0, -8.0, 9.0)
+    worse = {"fid": up, "elbo": down}
+    assert sentence(worse, {}) == "worse in FID and ELBO"
+    assert sentence({**worse, "elbo": nothing}, {}) == "worse in FID"
+    others = {"density": up, "coverage": down, "confidence": up}
+    assert sentence({**worse, **others}, {}) == "worse in FID and ELBO, yet better in density and confidence"
+    assert sentence({"fid": down, "elbo": up, **others}, {}) == "better in FID and ELBO, yet worse in coverage"
+    assert sentence({"fid": nothing, "elbo": nothing, **others}, {}).startswith("no difference shown: both intervals")
+    few = {name: dataclasses.replace(of, values=3) for name, of in worse.items()}
+    assert sentence(few, {}) == "open: 3 seeds, too few for a conclusion"
+
+
+def test_of_a_study_of_beta_the_reports_claim_is_what_it_says() -> None:
+    """Of four comparisons two are of N(0, 1), and one is of values below 1: questions of ours."""
+    said = section(find(Path("results/reference/vae/beta"))).claims
+    assert [(claim.claim, claim.measured.partition(": FID")[0]) for claim in said if claim.seeds] == [
+        (BETA, "conv 16, N(1, 2²): β = 4 − β = 1, β = 4"),
+    ]
+
+
+def test_of_two_controls_the_one_with_mapped_rates_is_an_answer() -> None:
+    said = section(find(Path("results/reference/vae/claims"))).claims
+    assert [claim.measured.partition(": FID")[0] for claim in said if claim.claim == CONTROL] == [
+        "conv 2: the same, mapped start and rates",
+        "conv 16: the same, mapped start and rates",
+    ]
+    assert sum(claim.claim == PRIORS for claim in said) == 2
