@@ -36,24 +36,45 @@ def smaller_network(network: VGG11, masks: Masks) -> VGG11:
     With a filter go its bias, its batch-norm entries and the next layer's inputs. If the dropped filters put out 0, as
     `clear_filters` makes sure, the outputs are those of `network`, to rounding.
     """
-    weights = dict(network.state_dict())
-    inputs = torch.ones(3, dtype=torch.bool, device=network.classifier.weight.device)
-    for name, outputs in kept_filters(masks).items():
-        norm = f"features.{int(name.removeprefix('features.')) + 1}"
-        weights[f"{name}.weight"] = weights[f"{name}.weight"][outputs][:, inputs]
-        for entry in (f"{name}.bias", *(f"{norm}.{of}" for of in ("weight", "bias", "running_mean", "running_var"))):
-            weights[entry] = weights[entry][outputs]
-        inputs = outputs
-    weights["classifier.weight"] = weights["classifier.weight"][:, inputs]
+    places = _places(masks)
+    weights = {name: tensor[places.get(name, ...)] for name, tensor in network.state_dict().items()}
     return network_of(weights).train(network.training)
+
+
+def widened(smaller: Mapping[str, Tensor], network: VGG11, masks: Masks) -> dict[str, Tensor]:
+    """Returns the state dict of `network` with the values of its `smaller_network` put where `masks` keep them.
+
+    What belongs to the dropped filters stays as `network` has it.
+    """
+    places, weights = _places(masks), {}
+    for name, tensor in network.state_dict().items():
+        weights[name] = tensor.clone()
+        weights[name][places.get(name, ...)] = smaller[name]
+    return weights
+
+
+def _places(masks: Masks) -> dict[str, Any]:
+    """Returns by tensor of a state dict the indices of what stays where `masks` drop whole filters."""
+    places: dict[str, Any] = {}
+    inputs: Tensor | None = None  # all colours stay
+    for name, filters in kept_filters(masks).items():
+        outputs = filters.nonzero()[:, 0]
+        norm = f"features.{int(name.removeprefix('features.')) + 1}"
+        places[f"{name}.weight"] = outputs if inputs is None else (outputs[:, None], inputs)
+        for entry in (f"{name}.bias", *(f"{norm}.{of}" for of in ("weight", "bias", "running_mean", "running_var"))):
+            places[entry] = outputs
+        inputs = outputs
+    places["classifier.weight"] = (slice(None), inputs)
+    return places
 
 
 def network_of(weights: Mapping[str, Tensor]) -> VGG11:
     """Returns the VGG11 of the widths and classes of a state dict, with its values, on its device."""
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced: no other random number may change
         network = VGG11(len(weights["classifier.weight"]), "default", widths_of(weights))
+    network.to(weights["classifier.weight"])
     network.load_state_dict(dict(weights))
-    return network.to(weights["classifier.weight"].device)
+    return network
 
 
 def save_smaller(path: Path, network: VGG11) -> int:

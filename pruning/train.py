@@ -27,6 +27,7 @@ from pruning.rewind import dense_recipe, do_nothing, early_weights, finetune_rec
 from pruning.rounds import masks_file, stages
 from pruning.schedule import MaskSchedule
 from pruning.settings import EARLY, Settings
+from pruning.smaller import smaller_network, widened
 from pruning.vgg import VGG11, prunable_layers, prunable_weights
 
 
@@ -82,9 +83,15 @@ def fine_tune(
                 recalibrate(network, batches(dataset))
             if (tuned_before := run.start_weights(stage)) is not None:
                 pruner.go_on(tuned_before, run.start_weights("masks") or {})
-            result = _fit_again(run, stage, settings, dataset, network, pruner, teacher)
+            if settings.granularity == "filter" and not schedule.gradual:  # they are gone: what is left trains faster
+                smaller = smaller_network(network, pruner.masks)
+                trained = _fit_again(run, stage, settings, dataset, smaller, do_nothing, pruner.masks, teacher)
+                result = widened(trained.state_dict(), network, pruner.masks)
+            else:
+                trained = _fit_again(run, stage, settings, dataset, network, pruner.after_step, pruner.masks, teacher)
+                result = trained.state_dict()
             save_weights(masks_file(run, stage), pruner.masks)
-            return result.state_dict()
+            return result
 
         _load(network, run.remembered_weights(stage, tuned), run.checkpoints / f"{stage}.safetensors")
         masks = _load_masks(masks_file(run, stage), network)
@@ -179,7 +186,8 @@ def _fit_again(
     settings: Settings,
     dataset: Dataset,
     network: VGG11,
-    pruner: Pruner,
+    after_step: Callable[[TrainState], None],
+    masks: Masks,
     teacher: nn.Module | None,
 ) -> nn.Module:
     """Returns the pruned network after the fine-tuning, or after the dense training repeated from its early step on."""
@@ -188,9 +196,7 @@ def _fit_again(
     else:
         recipe, rate = dense_recipe(settings), settings.learning_rate
         first_step = rewind_step(settings, len(dataset.train))
-    return _fit(
-        run, stage, settings, dataset, network, recipe, rate, pruner.after_step, pruner.masks, teacher, first_step
-    )
+    return _fit(run, stage, settings, dataset, network, recipe, rate, after_step, masks, teacher, first_step)
 
 
 def _optimizer(settings: Settings, network: VGG11, learning_rate: float) -> torch.optim.Optimizer:

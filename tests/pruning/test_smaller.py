@@ -1,5 +1,6 @@
 """What is left of filter pruning: the same outputs from fewer channels, counted, saved and read again."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,21 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
+from torch.optim import SGD
 
 from common import cli
 from common.errors import RunError, UsageError
 from common.files import save_weights
+from common.training import TrainState
 from pruning import account, load, smaller
 from pruning.filters import clear_filters, ranked, weight_masks
 from pruning.given import read_network
 from pruning.masks import Masks
 from pruning.run import main
+from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
-from pruning.smaller import export_onnx, require_onnx, save_smaller, smaller_network
+from pruning.smaller import export_onnx, require_onnx, save_smaller, smaller_network, widened
+from pruning.train import Pruner
 from pruning.trained import TrainedNetwork
 from pruning.vgg import VGG11, full_widths, prunable_weights, widths_of
 from tests.pruning.small import use_few_images, use_narrow_network
@@ -52,8 +58,37 @@ def test_outputs_are_those_of_the_masked_network(left: list[int], seed: int) -> 
     result = smaller_network(network, masks)
     assert widths_of(result.state_dict()) == tuple(left)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(result.double()(images), network(images), rtol=1e-4, atol=1e-5)  # stored as float32
+    torch.testing.assert_close(result(images), network(images))
     assert not result.training
+
+
+@given(widths, st.integers(0, 1000))
+@settings(deadline=None, max_examples=10)
+def test_it_trains_as_the_masked_network_does(left: list[int], seed: int) -> None:
+    """The same steps on both, the masked one cleared after each: the same weights, momentum and statistics."""
+    network, masks = masked_network(left, seed)
+    begin = copy.deepcopy(network)
+    result = smaller_network(network.train(), masks)
+    schedule = MaskSchedule.from_settings(Settings(granularity="filter"), {})
+    pruner = Pruner(network, masks, schedule, lambda network: ranked(network, "l2"), "l2")
+    images = torch.randn(4, 8, 3, 32, 32, dtype=torch.float64)
+    labels = torch.randint(10, (4, 8))
+    optimizers = [SGD(of.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01) for of in (network, result)]
+    for step in range(4):
+        for of, optimizer in zip((network, result), optimizers, strict=True):
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(of(images[step]), labels[step]))
+            optimizer.step()
+        pruner.after_step(TrainState(network, None, optimizers[0], torch.Generator(), masks, step + 1, 4))
+    expected = smaller_network(network, masks).state_dict()
+    for name, tensor in result.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-8, msg=name)
+    whole = copy.deepcopy(begin)
+    whole.load_state_dict(widened(result.state_dict(), begin, masks))
+    torch.testing.assert_close(whole.eval()(images[0]), result.eval()(images[0]))
+    cleared = copy.deepcopy(whole)
+    clear_filters(cleared, masks)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cleared.parameters(), strict=True))
 
 
 def test_it_draws_no_random_numbers() -> None:
