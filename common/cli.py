@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import os
@@ -19,7 +18,7 @@ import yaml
 from annotated_types import Ge, Interval
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
-from common import extending, stopping
+from common import command_line, extending, stopping
 from common.device import Precision
 from common.errors import RunError, UsageError
 from common.files import moved_to_sweeps, require_task
@@ -169,11 +168,11 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         if (made := early.resume or early.extended_from) is not None:
             require_task(Path(made), settings_class.__module__.partition(".")[0])
         raise
-    settings = _checked(settings_class, _fields(_parse_command_line(settings_class, argv, preset)))
+    settings = _checked(settings_class, _fields(command_line.read(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():
             if name not in settings.may_change and value != getattr(preset, name):
-                given = f"{_option(name)} {value}"
+                given = f"{command_line.option(name)} {value}"
                 longer = {settings.extension.length: f"--extend {{run}} {given}"} if settings.extension else {}
                 instead = {**longer, **settings.once_finished}.get(name)
                 hint = f"; once it is finished: {instead.format(run=early.resume)}" if instead else ""
@@ -226,7 +225,7 @@ def command(main: Callable[[Options], None], options_class: type[Options], argv:
     """Calls `main(options)` as `run` does, for a command that is not a run: no preset, nothing to resume."""
 
     def checked() -> Options:
-        options = _parse_command_line(options_class, sys.argv[1:] if argv is None else argv)
+        options = command_line.read(options_class, sys.argv[1:] if argv is None else argv)
         return _checked(options_class, _fields(options))
 
     guarded(lambda: main(checked()), interrupted="the same command does what is missing")
@@ -272,69 +271,10 @@ def _checked(options_class: type[Options], values: Mapping[str, Any], origin: st
             close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(options_class)], 1)
             hint = f"did you mean {close[0]}?" if close else "of another script? --help lists those of this one"
             raise UsageError(f"{_prefix(origin)}unknown setting {name!r} ({hint})") from None
-        setting = _option(str(first["loc"][0])) if first["loc"] else "settings"
+        setting = command_line.option(str(first["loc"][0])) if first["loc"] else "settings"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{_prefix(origin)}{setting} {first['input']}: {message[0].lower() + message[1:]}") from None
 
 
 def _prefix(origin: str) -> str:
     return f"{origin}: " if origin else ""
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-# tyro hands over what is wrong with a command line, rather than only drawing it, through a hook that is not public yet.
-# With a tyro that lacks the hook, the user sees tyro's own framed message; the exit status is 2 all the same.
-_on_parse_error: Callable[[Callable[[Any], None]], contextlib.AbstractContextManager[None]] = getattr(
-    getattr(tyro, "_errors", None), "on_parse_error", lambda hook: contextlib.nullcontext()
-)
-
-
-def _parse_command_line(
-    options_class: type[Options], argv: Sequence[str], default: Any = tyro.MISSING_NONPROP
-) -> Options:
-    """Returns tyro's reading of `argv` over `default`.
-
-    Raises:
-        UsageError: tyro refuses the command line.
-    """
-    if {"-h", "--help"} & set(argv):
-        os.environ.setdefault("COLUMNS", "110")
-    known = [_option(field.name) for field in dataclasses.fields(options_class)]
-
-    def refuse(event: Any) -> None:
-        raise UsageError(f"{_what_is_wrong(event, known)}; see --help")
-
-    started_as = getattr(sys.modules["__main__"], "__spec__", None)  # None for a script, a module's for python -m
-    prog = f"python -m {started_as.name.removesuffix('.__main__')}" if started_as is not None else None
-    with _on_parse_error(refuse):
-        options: Options = tyro.cli(options_class, prog=prog, args=list(argv), default=default)
-    return options
-
-
-def _what_is_wrong(event: Any, known: Sequence[str]) -> str:
-    """Returns one of tyro's parse errors (`tyro._errors.ParseErrorEvent`) in one line."""
-    kind = type(event).__name__
-    if kind == "UnrecognizedArgs":
-        close = [match for token in event.tokens for match in difflib.get_close_matches(token, known, 1)]
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        return f"unrecognized options: {' '.join(event.tokens)}{hint}"
-    if kind == "MissingArgs":
-        return "missing: " + ", ".join(missing.arg.lowered.metavar or "" for missing in event.missing_arguments)
-    argument = getattr(event, "argument", None)
-    if argument is None:
-        return "the command line makes no sense"
-    name, expected = "/".join(argument.lowered.name_or_flags), argument.lowered.metavar
-    match kind:
-        case "InvalidChoice":
-            return f"{name} {event.value}: choose one of {', '.join(event.choices)}"
-        case "BadValue":
-            return f"{name}: a value is missing (expected {name} {expected})"
-        case _:
-            said = event.message.splitlines()[0].rstrip(" .")
-            said = re.sub(r"no type matching .*", "does not fit", said)  # Python's words for a value of the wrong type
-            said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
-            said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
-            return f"{name}: {said} (expected {name} {expected})"

@@ -11,7 +11,8 @@ import numpy as np
 from common import stats
 from common.tables import Table, counted
 from pruning import figures
-from pruning.arms import Best, Run, accuracy_text, arms_of, control_name
+from pruning.arms import Best, accuracy_text, arms_of, control_name
+from pruning.records import Run
 
 SAVED = (2, 5, 10, 20, 50)  # how many times fewer multiply-adds
 

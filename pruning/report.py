@@ -19,18 +19,9 @@ from common.report.folders import Folder, usable
 from common.report.pictures import FigureFile
 from common.stats import FEWEST, Interval
 from common.tables import Table, counted
-from pruning.arms import (
-    Arm,
-    Metrics,
-    Run,
-    accuracy_against_sparsity,
-    comparable,
-    mean,
-    peculiar,
-    percent,
-    training,
-)
+from pruning.arms import Arm, accuracy_against_sparsity, comparable, mean, peculiar, training
 from pruning.fair import at_equal_multiply_adds, best_dense
+from pruning.records import Metrics, Run, percent
 from pruning.savings import accuracy_against_savings, measured_text
 
 CAPTIONS = {

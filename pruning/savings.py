@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from common import data
 from common.plotting import COLOURS, MARKERS, figure
 from common.report.document import Block, Heading, Picture, link
-from pruning.arms import Metrics, Run
+from pruning.records import Metrics, Run
 
 # The networks that a user of the pruned network would run. Masks on dense kernels save no time, so the faster counts.
 OFFERED = ("smaller", "pruned", "pruned_csr")

@@ -13,14 +13,14 @@ from common.report.document import Block, Claim, Heading, Picture, Section, link
 from common.report.folders import Folder, usable
 from common.stats import Interval
 from common.tables import Table, counted
-from rl import compare
+from rl import compare, records
 from rl.dqn_settings import DQNSettings, kind_of
 from rl.measures import Arm
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What the section needs of a run's metrics, besides what `rl/compare.py` reads."""
+    """What the section needs of a run's metrics, besides what `rl/records.py` reads."""
 
     icm: str
     seeds: list[int]
@@ -106,11 +106,11 @@ def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
     groups: dict[tuple[str, ...], list[Arm]] = defaultdict(list)
     for folder in folders:
         try:
-            arm = compare.read(folder)
+            arm = records.read(folder)
         except RunError as error:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
-        groups[tuple(str(arm.settings[name]) for name in sorted(compare.SAME | compare.SEEDS))].append(arm)
+        groups[tuple(str(arm.settings[name]) for name in sorted(records.SAME | records.SEEDS))].append(arm)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -152,7 +152,7 @@ def claim_of(claim: str, gain: Interval, evidence: str, of: str = "") -> Claim:
 
 def learner_of(arm: Arm) -> str:
     """Returns the settings in which arms must agree to be told apart by their curiosity."""
-    return compare.settings_apart_from(compare.SEEDS | compare.MACHINE | CURIOSITY, arm)
+    return records.settings_apart_from(records.SEEDS | records.MACHINE | CURIOSITY, arm)
 
 
 def is_dqn(run: Folder | Arm) -> bool:

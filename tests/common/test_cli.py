@@ -14,7 +14,7 @@ import tyro
 import yaml
 from annotated_types import Ge, Interval
 
-from common import cli
+from common import cli, command_line
 from common.errors import RunError, UsageError
 from vae.settings import Settings as VAESettings
 
@@ -251,8 +251,8 @@ def test_a_misspelt_option_is_told_the_right_one() -> None:
 def test_tyros_own_message_stands_in_where_its_hook_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._on_parse_error is tyro._errors.on_parse_error  # the installed tyro has it
-    monkeypatch.setattr(cli, "_on_parse_error", lambda hook: contextlib.nullcontext())
+    assert command_line._on_parse_error is tyro._errors.on_parse_error  # the installed tyro has it
+    monkeypatch.setattr(command_line, "_on_parse_error", lambda hook: contextlib.nullcontext())
     with pytest.raises(SystemExit) as stop:
         cli.parse(Settings, ["--epochs", "x"])
     assert stop.value.code == 2

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings, strategies
 
-from common import cli
+from common import cli, command_line
 from common.errors import RunError, UsageError
 from tests.faults.work import SCRIPTS, entry, trials
 
@@ -67,7 +67,7 @@ def test_presets(task: str, data: Any, tmp_path_factory: pytest.TempPathFactory)
 @SOME
 @given(data=strategies.data())
 def test_command_lines(task: str, data: Any) -> None:
-    options = [cli._option(name) for name in names_of(task) if name not in ("resume", "config")]
+    options = [command_line.option(name) for name in names_of(task) if name not in ("resume", "config")]
     option = strategies.sampled_from(options)
     said = ODD.map(lambda value: str(value).replace("\x00", ""))
     words = strategies.one_of(
@@ -100,7 +100,7 @@ def test_one_wrong_value_names_its_setting(
         told = field
     except UsageError as error:
         told = str(error)
-    assert cli._option(field) in told or field in told, (field, value, told)
+    assert command_line.option(field) in told or field in told, (field, value, told)
 
 
 @SOME

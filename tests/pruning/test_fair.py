@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from common.report.folders import Folder
-from pruning.arms import Best, Metrics, Run, arms_of, losses_of
+from pruning.arms import Best, arms_of, losses_of
 from pruning.fair import at_equal_multiply_adds, best_dense
+from pruning.records import Metrics, Run
 
 
 def run(study: str, seed: int, accuracy: float, kept: float = 1.0, **changes: Any) -> Run:

@@ -11,7 +11,7 @@ from common.report.compact import Compact
 from common.report.compact import main as compact
 from common.report.document import Picture
 from common.report.folders import find, usable
-from pruning.arms import Metrics, Run
+from pruning.records import Metrics, Run
 from pruning.savings import Cost, accuracy_against_savings, costs, measured_text
 from tests.common.report.runs import CIFAR10, pruning_run
 

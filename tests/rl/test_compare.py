@@ -12,8 +12,9 @@ import scipy.stats
 
 from common import cli, stats
 from common.errors import RunError, UsageError
-from rl.compare import FIGURES, Comparison, gains, main, paired, pooled, tables
+from rl.compare import Comparison, gains, main, paired, tables
 from rl.measures import Arm
+from rl.records import FIGURES, pooled
 from rl.settings import Settings
 from rl.train_sac_icm import main as train
 

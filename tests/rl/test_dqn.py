@@ -17,12 +17,13 @@ from common.files import load_state, load_weights
 from common.report.document import Claim
 from common.report.folders import find, usable
 from rl import load, report
-from rl.compare import Comparison, pooled, read
+from rl.compare import Comparison
 from rl.compare import main as compare
 from rl.dqn import DQN, ActionGrid, double_q_target, epsilon_at, huber_loss, value_of
 from rl.dqn_settings import DQNSettings
 from rl.play import Play
 from rl.play import main as play
+from rl.records import pooled, read
 from rl.replay import Batch
 from rl.settings import Settings
 from rl.streams import Noise, RandomStreams

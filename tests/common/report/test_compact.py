@@ -13,7 +13,7 @@ from common.report.command import Report
 from common.report.command import main as report
 from common.report.compact import Compact, main, short_names
 from common.report.folders import Folder, find, run_at
-from rl.compare import read
+from rl.records import read
 from tests.common.report.runs import STACKED, pruning_run, rl_run, vae_run
 
 
