@@ -180,13 +180,16 @@ def test_a_missing_package_is_told_before_any_work(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_a_whole_run_prunes_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("schedule", "state"), [("gradual", []), ("one-shot", []), ("one-shot", ["--keep-state"])])
+def test_a_whole_run_prunes_filters_and_is_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, state: list[str]
+) -> None:
     """Nothing else than `main` and the files it leaves; the network and the images are few and small."""
     use_narrow_network(monkeypatch)
     use_few_images(monkeypatch)
     arguments = ["--smoke-test", "--latency-seconds", "0", "--results-dir", str(tmp_path), "--run-name", "run"]
     arguments += ["--granularity", "filter", "--filter-importance", "batch-norm", "--allocation", "global"]
-    cli.run(main, Settings, [*arguments, "--sparsity", "0.5", "--schedule", "gradual"])
+    cli.run(main, Settings, [*arguments, "--sparsity", "0.5", "--schedule", schedule, *state])
     run = tmp_path / "pruning" / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     left = metrics["smaller"]
@@ -204,3 +207,7 @@ def test_a_whole_run_prunes_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert low <= median <= high
     assert widths_of(load(run).network.state_dict()) == tuple(left["widths"])
     assert ranked(load(run).network, "l2").keys() == metrics["sensitivity"].keys()
+    cli.run(main, Settings, ["--extend", str(run), "--finetune-epochs", "2"])
+    longer = json.loads((run.parent / "run-extended" / "metrics.json").read_text())
+    assert longer["smaller"]["widths"] == left["widths"]  # nothing comes back
+    assert longer["smaller"]["largest_difference"] < 1e-3
