@@ -47,7 +47,7 @@ demo-models: .venv/installed
 
 demo-pruning: .venv/installed
 	@($(BIN)/python pruning/evaluate.py models/vgg11-cifar10 --threads $(HALF) 2>&1 \
-		|| echo "Without CIFAR-10 the committed network is not evaluated; the demo goes on.") | sed -u 's/^/pruning | /'
+		|| echo "Without CIFAR-10 the committed network is not evaluated; the demo goes on.") | stdbuf -oL tr '\r' '\n' | sed -u 's/^/pruning | /'
 	@$(BIN)/python pruning/run.py $(call QUICK,pruning)
 
 demo-vae-rl: .venv/installed

@@ -268,7 +268,8 @@ def _checked(options_class: type[Options], values: Mapping[str, Any], origin: st
         first = error.errors()[0]
         if first["type"] == "unexpected_keyword_argument":
             name = str(first["loc"][0])
-            close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(options_class)], 1)
+            known = [field.name for field in dataclasses.fields(options_class)]
+            close = difflib.get_close_matches(name, known, 1, 0.75)
             hint = f"did you mean {close[0]}?" if close else "of another script? --help lists those of this one"
             raise UsageError(f"{_prefix(origin)}unknown setting {name!r} ({hint})") from None
         setting = command_line.option(str(first["loc"][0])) if first["loc"] else "settings"

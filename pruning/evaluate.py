@@ -54,8 +54,8 @@ class Evaluate:
 
 def main(options: Evaluate) -> None:
     """Prints what was asked for."""
-    device = set_up("cpu", options.threads)
     network = load(options.network)
+    device = set_up("cpu", options.threads)
     if network.dataset is None:
         say(f"{options.network} lies in no run: it is taken for one of CIFAR-10, with its normalisation and classes")
     if options.images is not None:
@@ -88,9 +88,12 @@ def print_costs(network: TrainedNetwork, images: Tensor) -> None:
     for row in table:
         print(f"{row['name']:14}{row['sparsity']:>9.4f}{row['weights']:>11,}{row['nonzero']:>11,}")
     totals = account.totals(network.network, table)
-    kept, compression, speedup = (totals[k] for k in ("conv_weights_kept", "compression_ratio", "theoretical_speedup"))
-    print(f"weights kept {kept:.4f}, compression {compression:.2f}×, theoretical speed-up {speedup:.2f}×")
-    if (widths := widths_of(network.network.state_dict())) != full_widths():
+    if (widths := widths_of(network.network.state_dict())) == full_widths():
+        kept, compression, speedup = (
+            totals[k] for k in ("conv_weights_kept", "compression_ratio", "theoretical_speedup")
+        )
+        print(f"weights kept {kept:.4f}, compression {compression:.2f}×, theoretical speed-up {speedup:.2f}×")
+    else:
         whole = VGG11(len(network.classes))
         every: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(whole).items()}
         full = account.totals(whole, account.layer_table(whole, every, example))

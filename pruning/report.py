@@ -131,8 +131,9 @@ def verdict(seeds: Arm) -> str:
     words: dict[str, list[str]] = {}
     for figure, (name, said) in STAGES.items():
         words.setdefault(place(mean(seeds, figure, 100), 100 * said), []).append(name)
-    few = f"open: {counted(len(seeds), 'seed')}, too few for a conclusion. Here " if len(seeds) < FEWEST else ""
-    return few + "; ".join(f"{' and '.join(names)} {word}" for word, names in words.items())
+    few = f"open: {counted(len(seeds), 'seed')}, too few for a conclusion. " if len(seeds) < FEWEST else ""
+    against = "Against the report: " if few else "against the report: "
+    return few + against + "; ".join(f"{' and '.join(names)} {word}" for word, names in words.items())
 
 
 def place(accuracy: Interval, said: float) -> str:

@@ -27,6 +27,7 @@ from vae import live
 from vae.priors import prior_label, vamp_label
 from vae.study import tables
 from vae.study_settings import described
+from vae.train import MISMATCHED
 
 NEEDED = {"elbo", "nll", "fid", "fid_mixture", "coverage"}  # a study may have more; the older ones have these
 CAPTIONS = {
@@ -36,6 +37,7 @@ CAPTIONS = {
     "early_look": "After the last epoch: held-out images, what the decoder makes of them, and of codes from the prior.",
     "reconstructions": "Test images over what the decoder makes of the means of their posteriors.",
     "samples_prior": "What the decoder makes of codes from the prior.",
+    "samples_mismatched": "What the decoder makes of codes from a prior that is not its own (`--sample-prior`).",
     "samples_mixture": "What the decoder makes of codes from a Gaussian mixture fitted to the training images' codes.",
     "samples_by_class": "What a conditional model makes of the same codes in every class; a row a class.",
     "latent": "Posterior means of the test images by class, and the prior: contours at 1, 2 and 3 deviations of a "
@@ -51,6 +53,14 @@ AGAINST_BETA = {
     "samples": "Samples of models that differ in β, for each pairing of the prior in training and that of the codes.",
     "quality": "The measures of these samples against β, means with 95 % intervals; of two seeds, both.",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """A prior of every dimension."""
+
+    mean: float
+    std: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,8 @@ class Metrics:
     classifier: dict[str, Any]
     images_per_second: float
     pseudo_inputs: int | None = None  # older runs have none
+    sample_prior: Gaussian | None = None  # of codes from another prior
+    quality: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # committed runs leave it out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +147,7 @@ def section(folders: Sequence[Folder]) -> Section:
         table = Table(HEAD, [row(folder, metrics) for folder, metrics in runs], COMPARE)
         blocks += [
             "# All single models",
+            *mismatched_samples(runs),
             runs_details("models", table, [folder for folder, _ in runs], CAPTIONS, shown),
         ]
     else:
@@ -240,6 +253,24 @@ HEAD = [
     "judge",
     "images/s",
 ]
+
+
+def mismatched_samples(runs: Sequence[tuple[Folder, Metrics]]) -> list[Block]:
+    """Returns the table of the samples from another prior than the model's (`--sample-prior`), if a run has any."""
+    rows = []
+    for folder, metrics in runs:
+        if metrics.sample_prior is None:
+            continue
+        own, other = (metrics.quality.get(of, {}) for of in ("prior samples", MISMATCHED))
+        drawn = prior_label(metrics.sample_prior.mean, metrics.sample_prior.std)
+        measured = [
+            " → ".join(number(of[name], digits) if isinstance(of.get(name), float) else "none" for of in (own, other))
+            for name, digits in {"fid": 0, "density": 2, "coverage": 2, "confidence": 2}.items()
+        ]
+        rows.append([folder.label, prior_of(metrics), drawn, *measured])
+    head = ["run", "trained under", "codes from", "FID", "density", "coverage", "confidence"]
+    caption = "Samples from the model's own prior → samples from another one, which the decoder was not trained for."
+    return [Table(head, rows, caption)] if rows else []
 
 
 def network_label(arch: str, settings: Mapping[str, Any]) -> str:

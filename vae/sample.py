@@ -53,6 +53,8 @@ class Sample:
     """Two images; the line between their codes is decoded."""
     resize: bool = False
     """Make 28×28 grey of images of another size or colour."""
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
+    """CPU threads; none means one for each core that other processes leave free."""
     out: Path | None = None
     """File to write: .png for one sheet, .csv or .npz for codes; a name without ending is a folder of single images.
     None means samples.png, reconstructions.png, interpolation.png or codes.csv here."""
@@ -61,8 +63,8 @@ class Sample:
 def main(options: Sample) -> None:
     """Does what was asked for and prints the file or the folder that it wrote."""
     check(options)
-    set_up("cpu")
     trained = load(options.run)
+    set_up("cpu", options.threads)
     if options.encode is not None:
         names, images = loose_images(options.encode, SHAPE, options.resize)
         print(written_codes(options.out or Path("codes.csv"), names, trained.encode(images, of_class(options, images))))

@@ -139,7 +139,7 @@ class Settings(RunSettings):
     """Images from each sampler, and at most as many test images, for FID, density and coverage."""
     sample_prior: Literal["own", "normal", "gaussian12"] = "own"
     """Prior that one more set of samples is drawn from: the usual mistake is to decode codes of another prior than the
-    model's. With own there is no such set."""
+    model's. With own, and no mean or deviation below, there is no such set."""
     sample_mean: float | None = None
     """Mean of that prior, instead of the named one's."""
     sample_std: Annotated[float, Gt(0)] | None = None

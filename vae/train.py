@@ -84,6 +84,8 @@ def main(settings: Settings) -> None:
         metrics["sample_prior"] = {"mean": mismatched[0], "std": mismatched[1]}
         other = prior_label(*mismatched)
         say(f"    the mismatched samples are of codes from {other}, not from the model's prior {settings.prior_label}")
+    elif settings.sample_prior != "own":
+        say(f"    --sample-prior {settings.sample_prior} is the model's own prior: there are no further samples")
     mixture = run.remembered_weights("mixture", lambda: mixture_of_codes(settings, model, seen.train))
     generated = generate(settings, model, mixture, seen.train.labels)
     metrics["quality"] = run.remembered(

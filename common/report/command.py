@@ -109,7 +109,8 @@ def overview(folders: Sequence[Folder]) -> Section:
     finished = sum(folder.finished for folder in folders)
     blocks: list[Block] = [f"{counted(len(folders), 'run')}, {finished} of them finished."]
     for state, names in (
-        ("interrupted", [folder.name for folder in folders if not folder.finished and not folder.damaged]),
+        ("still running", [folder.name for folder in folders if folder.state == "running"]),
+        ("interrupted", [folder.name for folder in folders if folder.state == "interrupted"]),
         ("damaged", [folder.name for folder in folders if folder.damaged]),
     ):
         if names:

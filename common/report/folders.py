@@ -1,4 +1,6 @@
-"""The runs in a results folder: finished, interrupted or damaged. Finding them never fails: a run's `state` says why.
+"""The runs in a results folder: finished, running, interrupted or damaged, as a run's `state` says.
+
+Finding them never fails.
 
 A run lies in a folder of its own, as its script wrote it, or on a line of a `runs.csv` (see `runs_table`).
 """
@@ -19,6 +21,7 @@ from annotated_types import Interval
 from pydantic import TypeAdapter, ValidationError
 
 from common.files import read_metrics
+from common.locks import is_locked
 from common.plain_yaml import read_yaml
 from common.report import runs_table
 from common.report.pictures import FigureFile, figures_in, figures_on
@@ -35,7 +38,7 @@ class Folder:
     name: str
     settings: dict[str, Any]
     metrics: dict[str, Any]
-    state: str  # finished, interrupted, or damaged and why
+    state: str  # finished, running, interrupted, or damaged and why
     table: Path | None = None  # the folder of the runs.csv that it is a line of, if it has no folder of its own
 
     @property
@@ -143,7 +146,8 @@ def _has_progress(path: Path) -> bool:
 
 
 def _read(path: Path, name: str) -> list[Folder]:
-    folder = Folder(path, name if name != "." else path.resolve().name, {}, {}, "interrupted")
+    state = "running" if is_locked(path) else "interrupted"
+    folder = Folder(path, name if name != "." else path.resolve().name, {}, {}, state)
     try:
         settings = read_yaml(path / "config.yaml")
         if not isinstance(settings, dict):

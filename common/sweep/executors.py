@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Generator, Sequence
 import torch
 from joblib import Parallel, cpu_count, delayed
 
+from common.device import free_threads
 from common.sweep.jobs import INTERRUPTED, Executor, Job, Process, Work
 
 PATIENCE = 10.0  # seconds that a run has to end after SIGTERM; batch systems kill after 30
@@ -55,6 +57,11 @@ def runs_at_once(processes: int | None, device: str) -> int:
     return processes or (1 if device != "cpu" and torch.cuda.is_available() else cpu_count())
 
 
+@functools.cache  # decided and said once
 def threads_each(threads: int | None, processes: int) -> int:
-    """Returns the CPU threads of each of `processes` runs on this machine: `threads`, else an equal share of cores."""
-    return threads or max(1, cpu_count() // processes)
+    """Returns the CPU threads of each of `processes` runs on this machine: `threads`, else an equal share of cores.
+
+    Runs that come one after the other take the cores that other processes leave free, as a script does by itself.
+    """
+    alone = free_threads() if threads is None and processes == 1 else None
+    return threads or alone or max(1, cpu_count() // processes)

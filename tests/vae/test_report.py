@@ -7,6 +7,9 @@ import pytest
 
 from common.report.folders import find
 from common.stats import Interval
+from common.tables import Table
+from tests.common.report.conftest import edit
+from tests.common.report.runs import vae_run
 from vae.report import BETA, CONTROL, PRIORS, section, sentence, verdict
 
 
@@ -55,3 +58,18 @@ def test_of_two_controls_the_one_with_mapped_rates_is_an_answer() -> None:
         "conv 16: the same, mapped start and rates",
     ]
     assert sum(claim.claim == PRIORS for claim in said) == 2
+
+
+def test_samples_from_another_prior_stand_beside_the_models_own(tmp_path: Path) -> None:
+    quality = {
+        "prior samples": {"fid": 319.2, "density": 0.5, "coverage": 0.25, "confidence": 0.75},
+        "mismatched samples": {"fid": 640.8, "density": 0.25, "coverage": 0.125},
+    }
+    run = vae_run(tmp_path / "mismatched")
+    edit(run / "metrics.json", lambda metrics: metrics.update(quality=quality, sample_prior={"mean": 1, "std": 2}))
+    vae_run(tmp_path / "own")
+    tables = [block for block in section(find(tmp_path)).blocks if isinstance(block, Table)]
+    rows = [table.rows for table in tables if "codes from" in table.head]
+    assert rows == [
+        [["mismatched", "N(0, 1)", "N(1, 2²)", "319 → 641", "0.50 → 0.25", "0.25 → 0.12", "0.75 → none"]],
+    ]

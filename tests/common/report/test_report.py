@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,19 @@ def test_every_run_is_listed_with_its_state(results: Path, page: Path) -> None:
     assert "9 runs, 6 of them finished" in text
     assert "damaged: elbo: input should be a valid number" in text
     assert "alert" not in text  # nothing of a damaged run is shown
+
+
+def test_a_run_that_another_process_is_at_work_on_is_running(tmp_path: Path) -> None:
+    pruning_run(tmp_path / "ours")
+    (tmp_path / "ours" / "metrics.json").unlink()
+    hold = "import sys, pathlib, common.locks as l; f = l.lock(pathlib.Path(sys.argv[1])); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "ours")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it has the lock
+        assert [folder.state for folder in find(tmp_path)] == ["running"]
+        process.communicate()
+    assert [folder.state for folder in find(tmp_path)] == ["interrupted"]
 
 
 def test_the_page_opens_with_the_claims_and_the_answers(page: Path) -> None:
@@ -82,8 +97,12 @@ def test_a_claim_is_judged_by_its_interval_only(tmp_path: Path) -> None:
         changes = {"dense_accuracy": 0.87 + seed / 1000, "finetuned_accuracy": 0.88, "pruned_accuracy": 0.8 + seed / 20}
         pruning_run(tmp_path / f"{'five' if seed else 'one'}" / f"seed{seed}", seed=seed, **changes)
     shutil.copytree(tmp_path / "one" / "seed0", tmp_path / "five" / "seed0")
-    assert pruning_verdict(find(tmp_path / "one")).startswith("open: 1 seed, too few for a conclusion. Here dense and")
-    assert pruning_verdict(find(tmp_path / "five")) == "dense and fine-tuned within 1 point; pruned 49 points above"
+    assert pruning_verdict(find(tmp_path / "one")).startswith(
+        "open: 1 seed, too few for a conclusion. Against the report: dense and"
+    )
+    assert pruning_verdict(find(tmp_path / "five")) == (
+        "against the report: dense and fine-tuned within 1 point; pruned 49 points above"
+    )
     for seed in range(5):
         metrics = tmp_path / "five" / f"seed{seed}" / "metrics.json"
         edit(metrics, lambda values, seed=seed: values.update(dense_accuracy=0.85 + seed / 100))  # type: ignore[misc]

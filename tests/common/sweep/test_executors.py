@@ -13,7 +13,11 @@ def test_on_a_cpu_a_run_a_core_also_where_there_is_a_gpu(monkeypatch: pytest.Mon
     assert runs_at_once(None, "auto") == cpu_count()
 
 
-def test_the_cores_are_shared_out() -> None:
-    assert threads_each(None, 1) == cpu_count()
+@pytest.mark.parametrize(("free", "threads"), [(None, cpu_count()), (1, 1)])
+def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, free: int | None, threads: int) -> None:
+    monkeypatch.setattr("common.sweep.executors.free_threads", lambda: free)
+    threads_each.cache_clear()
+    assert threads_each(None, 1) == threads  # one run at a time beside other processes
     assert threads_each(None, 1000) == 1
     assert threads_each(3, 1000) == 3
+    threads_each.cache_clear()
