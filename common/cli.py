@@ -73,6 +73,10 @@ class RunSettings:
         """Raises UsageError for settings that contradict each other."""
 
 
+IN_PLAIN_WORDS = {  # pydantic's kind of error → what the user is told in place of its own words
+    "string_pattern_mismatch": "only letters, digits, '-', '_' and '.', and not '-' or '.' first",
+    "too_short": "give at least one value",
+}
 Settings = TypeVar("Settings", bound=RunSettings)
 Options = TypeVar("Options", bound="DataclassInstance")
 
@@ -273,7 +277,7 @@ def _checked(options_class: type[Options], values: Mapping[str, Any], origin: st
             hint = f"did you mean {close[0]}?" if close else "of another script? --help lists those of this one"
             raise UsageError(f"{_prefix(origin)}unknown setting {name!r} ({hint})") from None
         setting = command_line.option(str(first["loc"][0])) if first["loc"] else "settings"
-        message = first["msg"].removeprefix("Value error, ")
+        message = IN_PLAIN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{_prefix(origin)}{setting} {first['input']}: {message[0].lower() + message[1:]}") from None
 
 

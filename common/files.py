@@ -244,7 +244,8 @@ def finished_metrics(run: Path, figure: str, script: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
     if metrics is None:
-        raise RunError(f"{run}: no finished run (metrics.json is missing)")
+        missing = "metrics.json is missing" if run.exists() else "no such folder"
+        raise RunError(f"{run}: no finished run ({missing})")
     if figure not in metrics:
         raise RunError(f"{run}: a run of another experiment, not of {script}")
     return metrics

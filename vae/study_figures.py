@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
 from common import stats
@@ -17,8 +18,8 @@ from vae.figures import show
 Values = Mapping[str, Sequence[float]]  # figure → a value for each seed
 Curve = Mapping[float, Values]  # β → figures
 QUALITIES = {
-    "fid": "Fréchet distance, classifier",
-    "random_fid": "Fréchet distance, random features",
+    "fid": "FID",
+    "random_fid": "FID, random features",
     "density": "density",
     "coverage": "coverage",
     "confidence": "confidence of the classifier",
@@ -94,6 +95,9 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
         axes.set(xscale="log", xlabel="β in training", ylabel=label, yscale="log" if distance else "linear")
         axes.set_xticks(betas, [f"{beta:g}" for beta in betas])
         axes.xaxis.minorticks_off()
+        if distance:  # 1200 in place of 1.2 × 10³
+            axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
         axes.set_title("lower is better" if distance else "higher is better", fontsize=8)
     sheet.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return sheet

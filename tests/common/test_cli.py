@@ -243,6 +243,18 @@ def test_a_preset_that_moved_is_found_in_sweeps(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == f"{tmp_path / 'preset.yaml'} has moved to {now}\n"
 
 
+def test_what_pydantic_says_in_its_own_words_is_told_in_plain_ones() -> None:
+    with pytest.raises(UsageError, match=r"--run-name \.\./x: only letters, digits, '-', '_' and '\.', and not"):
+        cli.parse(Settings, ["--run-name", "../x"])
+    with pytest.raises(UsageError, match=r"--hidden \(\): give at least one value"):
+        cli.parse(VAESettings, ["--hidden"])
+
+
+def test_a_key_of_another_script_is_not_taken_for_a_misspelt_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'finetune_epochs' \(of another script\? --help lists those of this one\)"):
+        cli.parse(VAESettings, ["--config", preset(tmp_path, "finetune_epochs: 5\n")])
+
+
 def test_a_misspelt_option_is_told_the_right_one() -> None:
     with pytest.raises(UsageError, match=r"unrecognized options: --epoch 3 \(did you mean --epochs\?\); see --help"):
         cli.parse(Settings, ["--epoch", "3"])
