@@ -83,7 +83,7 @@ class Metrics:
     classifier: dict[str, Any]
     images_per_second: float
     pseudo_inputs: int | None = None  # older runs have none
-    sample_prior: Gaussian | None = None  # of codes from another prior
+    sample_prior: Gaussian | str = "own"  # of codes from another prior; the setting where there are none
     quality: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # committed runs leave it out
 
 
@@ -259,7 +259,7 @@ def mismatched_samples(runs: Sequence[tuple[Folder, Metrics]]) -> list[Block]:
     """Returns the table of the samples from another prior than the model's (`--sample-prior`), if a run has any."""
     rows = []
     for folder, metrics in runs:
-        if metrics.sample_prior is None:
+        if isinstance(metrics.sample_prior, str):
             continue
         own, other = (metrics.quality.get(of, {}) for of in ("prior samples", MISMATCHED))
         drawn = prior_label(metrics.sample_prior.mean, metrics.sample_prior.std)

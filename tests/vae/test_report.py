@@ -65,10 +65,12 @@ def test_samples_from_another_prior_stand_beside_the_models_own(tmp_path: Path) 
         "prior samples": {"fid": 319.2, "density": 0.5, "coverage": 0.25, "confidence": 0.75},
         "mismatched samples": {"fid": 640.8, "density": 0.25, "coverage": 0.125},
     }
-    run = vae_run(tmp_path / "mismatched")
+    run = vae_run(tmp_path / "mismatched", sample_prior="gaussian12")
     edit(run / "metrics.json", lambda metrics: metrics.update(quality=quality, sample_prior={"mean": 1, "std": 2}))
-    vae_run(tmp_path / "own")
-    tables = [block for block in section(find(tmp_path)).blocks if isinstance(block, Table)]
+    vae_run(tmp_path / "own", sample_prior="own")
+    folders = find(tmp_path)
+    tables = [block for block in section(folders).blocks if isinstance(block, Table)]
+    assert [folder.state for folder in folders] == ["finished", "finished"]
     rows = [table.rows for table in tables if "codes from" in table.head]
     assert rows == [
         [["mismatched", "N(0, 1)", "N(1, 2²)", "319 → 641", "0.50 → 0.25", "0.25 → 0.12", "0.75 → none"]],
