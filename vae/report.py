@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from common import comparison
 from common.report.document import (
     Block,
     Claim,
@@ -21,15 +20,15 @@ from common.report.document import (
     stand_in_warning,
 )
 from common.report.folders import Folder, Fraction, usable
-from common.stats import Interval, number
-from common.tables import Table, counted
+from common.stats import number
+from common.tables import Table
 from vae import live
+from vae.claims import BETA, PRIORS, Study, claims_of, margins_of, said_and_measured
 from vae.priors import prior_label, vamp_label
 from vae.study import tables
 from vae.study_settings import described
 from vae.train import MISMATCHED
 
-NEEDED = {"elbo", "nll", "fid", "fid_mixture", "coverage"}  # a study may have more; the older ones have these
 CAPTIONS = {
     "samples": "Samples from each model's own prior, with means over its seeds.",
     "claims": "Differences seed by seed with their 95 % intervals; the conclusive ones in colour.",
@@ -87,25 +86,6 @@ class Metrics:
     quality: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # committed runs leave it out
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What the section needs of a study's metrics."""
-
-    seeds: list[int]
-    models: dict[str, dict[str, list[float]]]
-    claims: dict[str, dict[str, Interval]]
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a figure is missing."""
-        if not self.models or any(NEEDED - model.keys() for model in self.models.values()):
-            raise ValueError("a model lacks figures")
-        if any(NEEDED - claim.keys() for claim in self.claims.values()):
-            raise ValueError("a claim lacks figures")
-
-
-BETA = "VAE: the β-VAE is “significantly better” than the VAE under N(1, 2²)"
-PRIORS = "VAE: N(0, 1) and N(1, 2²) as priors; the original report names no better one"
-CONTROL = "Our control: both priors from the same start"
 COMMAND = "python vae/study.py --config configs/vae/sweeps/study_claims.yaml"
 KEPT_METRICS = ("classifier",)  # records of metrics.json that a compact folder of runs keeps
 
@@ -155,80 +135,6 @@ def section(folders: Sequence[Folder]) -> Section:
     tested = {of.claim for of in claims}
     claims += [Claim.not_measured(claim, COMMAND) for claim in (BETA, PRIORS) if claim not in tested]
     return Section("Variational autoencoders", blocks, sorted(claims, key=lambda of: of.claim != BETA))
-
-
-def claims_of(folder: Folder, study: Study) -> list[Claim]:
-    """Returns the original report's claims beside the differences between two models each that a study found."""
-    models, pairs = described(folder.settings) or ({}, {})
-    claims = []
-    rates_mapped = {second for first, second in pairs.values() if models[first].get("mapped_rates")}
-    for name, differences in study.claims.items():
-        one, other = (models[model] for model in pairs[name])
-        if one.get("initialisation") == "mapped" and not one.get("mapped_rates") and pairs[name][1] in rates_mapped:
-            continue  # the control with its learning rates mapped too stands for it
-        larger = one.get("beta", 1) > other.get("beta", 1)
-        if larger and (other.get("beta", 1) < 1 or one.get("prior", "normal") == "normal"):
-            continue  # an under-weighted KL, or N(0, 1): questions of ours, not the report's claim
-        mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
-        said = BETA if larger else CONTROL if mapped else PRIORS
-        beta = f", β = {one['beta']:g}" if said == BETA else ""
-        fid, elbo = differences["fid"], differences["elbo"]
-        texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
-        claims.append(
-            Claim(
-                said,
-                f"{name}{beta}: FID {texts[0][0]}, ELBO {texts[1][0]}",
-                ", ".join(interval or "none" for _, _, interval in texts),
-                len(study.seeds),
-                sentence(differences, margins_of(folder)),
-                link("study", folder.name),
-                bool(folder.stand_in_for),
-            )
-        )
-    return claims
-
-
-def said_and_measured(claims: Sequence[Claim], study: Study) -> list[Block]:
-    """Returns the table of the original report's claims, if the study tests any."""
-    rows = [[of.claim, of.measured, of.interval, of.verdict] for of in claims]
-    head = ["the original report's claim", "we measured", "95 % intervals", "verdict"]
-    caption = f"{counted(len(study.seeds), 'seed')}; a lower FID and a higher ELBO are better."
-    return [Table(head, rows, caption)] if rows else []
-
-
-def margins_of(folder: Folder) -> dict[str, float]:
-    """Returns a study's margins, figure → the largest difference that counts as none; older studies have none."""
-    margins = folder.settings.get("margins")
-    return {k: float(v) for k, v in margins.items() if isinstance(v, int | float)} if isinstance(margins, dict) else {}
-
-
-def sentence(differences: Mapping[str, Interval], margins: Mapping[str, float]) -> str:
-    """Returns the verdict on the differences in FID and ELBO, with the figures that show it, and what contradicts it.
-
-    Where nothing is shown, it says whether both differences lie within the margin of none, or what the study would
-    have seen.
-    """
-    fid, elbo = differences["fid"], differences["elbo"]
-    word = verdict(fid, elbo)
-    if word == "too few seeds":
-        return f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion"
-    if word in ("better", "worse"):
-        shown = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
-        others = {name: differences[name] for name in ("density", "coverage", "confidence") if name in differences}
-        against = [name for name, of in others.items() if of.conclusive and (of.estimate > 0) == (word == "worse")]
-        opposite = "worse" if word == "better" else "better"
-        return f"{word} in {shown}" + (f", yet {opposite} in {' and '.join(against)}" if against else "")
-    if word != "nothing shown":
-        return word
-    if fid.within(margins.get("fid", 0)) and elbo.within(margins.get("elbo", 0)):
-        return f"no difference: within ±{margins['fid']:g} in FID and ±{margins['elbo']:g} nats in ELBO"
-    seen = f"{fid.smallest_seen:.0f} in FID, {elbo.smallest_seen:.1f} nats in ELBO"
-    return f"no difference shown: both intervals contain 0; the study would have seen {seen} (80 % power)"
-
-
-def verdict(fid: Interval, elbo: Interval) -> str:
-    """Returns in words what two differences say: a lower FID is better, a higher ELBO is better."""
-    return comparison.verdict(elbo, lower=[fid])
 
 
 COMPARE = (

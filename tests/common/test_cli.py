@@ -1,6 +1,5 @@
 """Settings: who wins, what is refused, and how it is told."""
 
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -14,7 +13,7 @@ import tyro
 import yaml
 from annotated_types import Ge, Interval
 
-from common import cli, command_line
+from common import cli
 from common.errors import RunError, UsageError
 from vae.settings import Settings as VAESettings
 
@@ -253,22 +252,6 @@ def test_what_pydantic_says_in_its_own_words_is_told_in_plain_ones() -> None:
 def test_a_key_of_another_script_is_not_taken_for_a_misspelt_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'finetune_epochs' \(of another script\? --help lists those of this one\)"):
         cli.parse(VAESettings, ["--config", preset(tmp_path, "finetune_epochs: 5\n")])
-
-
-def test_a_misspelt_option_is_told_the_right_one() -> None:
-    with pytest.raises(UsageError, match=r"unrecognized options: --epoch 3 \(did you mean --epochs\?\); see --help"):
-        cli.parse(Settings, ["--epoch", "3"])
-
-
-def test_tyros_own_message_stands_in_where_its_hook_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command_line._on_parse_error is tyro._errors.on_parse_error  # the installed tyro has it
-    monkeypatch.setattr(command_line, "_on_parse_error", lambda hook: contextlib.nullcontext())
-    with pytest.raises(SystemExit) as stop:
-        cli.parse(Settings, ["--epochs", "x"])
-    assert stop.value.code == 2
-    assert "--epochs" in capsys.readouterr().err
 
 
 def test_help_is_shown_and_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

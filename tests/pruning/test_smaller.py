@@ -65,7 +65,7 @@ def test_outputs_are_those_of_the_masked_network(left: list[int], seed: int) -> 
 @given(widths, st.integers(0, 1000))
 @settings(deadline=None, max_examples=10)
 def test_it_trains_as_the_masked_network_does(left: list[int], seed: int) -> None:
-    """The same steps on both, the masked one cleared after each: the same weights, momentum and statistics."""
+    """The same steps on both, the masked one cleared after each: the same weights and statistics."""
     network, masks = masked_network(left, seed)
     begin = copy.deepcopy(network)
     result = smaller_network(network.train(), masks)

@@ -10,7 +10,8 @@ from common.stats import Interval
 from common.tables import Table
 from tests.common.report.conftest import edit
 from tests.common.report.runs import vae_run
-from vae.report import BETA, CONTROL, PRIORS, section, sentence, verdict
+from vae.claims import BETA, CONTROL, PRIORS, sentence, verdict
+from vae.report import section
 
 
 @pytest.mark.parametrize(
