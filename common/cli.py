@@ -21,8 +21,9 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from common import command_line, extending, stopping
 from common.device import Precision
 from common.errors import RunError, UsageError
-from common.files import moved_to_sweeps, require_task
+from common.files import moved_to_sweeps
 from common.plain_yaml import read_yaml
+from common.progress import require_task
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

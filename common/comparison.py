@@ -107,7 +107,7 @@ def equivalence(of: Interval, margin: float) -> str:
         return "too few seeds"
     if of.within(margin):
         return "equivalent"
-    return "different" if of.low >= margin or of.high <= -margin else "open"
+    return "different" if of.low > margin or of.high < -margin else "open"
 
 
 def improvement(one: Arm, other: Arm, figure: str, *, lower_is_better: bool = False) -> Interval | None:

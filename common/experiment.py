@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import io
 import json
@@ -12,7 +10,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,18 +20,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from common import extending, stopping, tracking
+from common import extending, history, progress, stopping, tracking
 from common.cli import RunSettings, to_yaml
 from common.device import peak_memory, resolve_precision
 from common.errors import RunError
 from common.files import (
     digest,
-    digest_of_rows,
     forget_state,
     git_commit,
-    is_whole_history,
     load_weights,
     older,
     read_metrics,
@@ -43,7 +38,7 @@ from common.files import (
 )
 from common.locks import lock
 from common.plotting import png_bytes
-from common.tables import as_csv
+from common.tensorboard import EventFile
 
 T = TypeVar("T")
 
@@ -71,9 +66,7 @@ class Run:
             self._lock()
             stopping.going_on = f"--resume {self.path} goes on from its last checkpoint, if it has one"
             self.finished = self._is_finished()  # another process may have finished it before it let go of the lock
-        self._memory = self._read(
-            "checkpoints/progress.json", {"seconds": 0.0, "history_rows": 0, "task": task, "git_commit": git_commit()}
-        )
+        self._memory = self._read_progress()
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
         self._seconds_before, self._start = float(self._memory["seconds"]), time.perf_counter()
@@ -86,8 +79,8 @@ class Run:
             if settings.resume is None:
                 replace(self.path / "config.yaml", to_yaml(settings).encode())
             self._remember()
-            tracking.start(self)  # before the writer, which it listens to
-            self._writer = SummaryWriter(str(self.path))
+            tracking.start(self)  # before the event file, which it listens to
+            self._events = EventFile(self.path)
             extending.begin(self)
             if settings.threads is None and device.type == "cpu":  # a run keeps its number: it changes the last digits
                 torch.set_num_threads(self.remembered("threads", torch.get_num_threads))
@@ -123,20 +116,13 @@ class Run:
             return path
         raise RunError(f"{parent / name}: a thousand runs of that name exist; choose another --run-name")
 
-    def _read(self, file: str, default: dict[str, Any]) -> dict[str, Any]:
-        path = self.path / file
+    def _read_progress(self) -> dict[str, Any]:
         try:
-            value: Any = json.loads(path.read_text())
+            return progress.read(self.path)
         except FileNotFoundError:
-            return default
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path}: damaged ({error}); the run cannot be resumed") from None
-        whole = isinstance(value, dict) and default.keys() <= value.keys()
-        if whole and value.pop("sha256", None) not in (None, digest(json.dumps(value).encode())):
-            raise RunError(f"{path}: damaged (its checksum does not match); the run cannot be resumed")
-        if not whole or not isinstance(value["seconds"], int | float) or not isinstance(value["history_rows"], int):
-            raise RunError(f"{path}: damaged (not a run's progress); the run cannot be resumed")
-        return dict(value)
+            return {"seconds": 0.0, "history_rows": 0, "task": self.task, "git_commit": git_commit()}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{progress.path_in(self.path)}: damaged ({error}); the run cannot be resumed") from None
 
     # -- results of stages --------------------------------------------------------------------------------------------
 
@@ -195,13 +181,11 @@ class Run:
         """Takes over what a finished run remembered and logged; TensorBoard gets its scalars too."""
         self._memory |= memory
         self._history = rows
-        self._write_history()
-        scalars = ((row, name, value) for row in rows for name, value in row.items())
-        with self._named():
-            for row, name, value in scalars:
-                if name not in ("stage", "step") and value != "":
-                    self._writer.add_scalar(f"{row['stage']}/{name}", float(value), int(row["step"]))
-        self._memory |= {"history_rows": len(rows), "history_sha256": digest_of_rows(rows)}
+        history.write(self.path / "history.csv", rows)
+        for row in rows:
+            scalars = {k: float(v) for k, v in row.items() if k not in ("stage", "step") and v != ""}
+            self._events.scalars(row["stage"], int(row["step"]), scalars)
+        self._memory |= history.record(rows)
         self._remember()
 
     def extended_at(self) -> int | None:
@@ -232,8 +216,7 @@ class Run:
 
     def _remember(self) -> None:
         self._memory["seconds"] = round(self._seconds_before + time.perf_counter() - self._start, 1)
-        checked = {**self._memory, "sha256": digest(json.dumps(self._memory).encode())}
-        replace(self.checkpoints / "progress.json", json.dumps(checked, indent=1).encode())
+        progress.write(self.path, self._memory)
 
     # -- logs and figures ---------------------------------------------------------------------------------------------
 
@@ -244,38 +227,23 @@ class Run:
         if len(self._history) <= self._memory["history_rows"]:  # rewound: fewer are whole if it is killed now
             self._memory |= {"history_rows": len(self._history) - 1, "history_sha256": None}
             self._remember()
-        self._write_history()
-        with self._named():
-            for name, value in scalars.items():
-                self._writer.add_scalar(f"{stage}/{name}", value, step)
-            self._writer.flush()
-        self._memory |= {"history_rows": len(self._history), "history_sha256": digest_of_rows(self._history)}
+        history.write(self.path / "history.csv", self._history)
+        self._events.scalars(stage, step, scalars)
+        self._events.flush()
+        self._memory |= history.record(self._history)
         self._remember()
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the rows of `stage` after `step`: a resumed stage writes them again."""
-        self._history = [row for row in self._history if row["stage"] != stage or int(row["step"]) <= step]
+        self._history = history.rewound(self._history, stage, step)
 
     def history(self, stage: str) -> dict[str, list[float]]:
         """Returns the logged columns of one stage, each a list in step order."""
-        rows = [row for row in self._history if row["stage"] == stage]
-        names = [name for name in (rows[0] if rows else {}) if name != "stage" and rows[0][name] != ""]
-        return {name: [float(row[name]) for row in rows] for name in names}
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """TensorBoard does not say which file it could not write: this names the run's folder."""
-        try:
-            yield
-        except OSError as error:
-            if error.filename is None and error.errno is not None:
-                error.filename = str(self.path)
-            raise
+        return history.columns(self._history, stage)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Adds a histogram to TensorBoard."""
-        with self._named():
-            self._writer.add_histogram(tag, values.detach().float().cpu().numpy(), step)
+        self._events.histogram(tag, values, step)
 
     def image(self, name: str, pixels: Tensor, step: int) -> None:
         """Writes `figures/<name>.png`, replacing an earlier one, and shows it in TensorBoard at `step`.
@@ -286,16 +254,14 @@ class Run:
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="png")
         replace(self.figures / f"{name}.png", buffer.getvalue())
-        with self._named():
-            self._writer.add_image(name, grey[None], step)
+        self._events.image(name, grey[..., None], step)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Writes `figures/<name>.png` and shows the figure in TensorBoard."""
         png = png_bytes(figure)
         replace(self.figures / f"{name}.png", png)
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        with self._named():
-            self._writer.add_image(f"figures/{name}", pixels, dataformats="HWC")  # add_figure would draw it again
+        self._events.image(f"figures/{name}", pixels)  # add_figure would draw it again
 
     def finish(self, metrics: Mapping[str, Any], headline: tuple[str, ...]) -> None:
         """Writes metrics.json, which marks the run as complete, and TensorBoard's hparams with the `headline` metrics.
@@ -321,12 +287,7 @@ class Run:
             text = json.dumps(record, indent=1, allow_nan=False)
         except ValueError:
             raise RunError(f"{self.path}: a metric is not a finite number, metrics.json is not written") from None
-        plain = {
-            k: v if isinstance(v, bool | int | float) else str(v) for k, v in dataclasses.asdict(self.settings).items()
-        }
-        with self._named():
-            self._writer.add_hparams(plain, {name: metrics[name] for name in headline}, run_name=".")
-            self._writer.close()
+        self._events.close(dataclasses.asdict(self.settings), {name: metrics[name] for name in headline})
         tracking.finish(self.settings.track)
         replace(self.path / "metrics.json", text.encode())
         self.finished = True
@@ -337,17 +298,13 @@ class Run:
     def _read_history(self) -> list[dict[str, Any]]:
         path = self.path / "history.csv"
         try:
-            rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-            known = all(row["stage"] and int(row["step"]) > 0 for row in rows)
-            _ = [float(value) for row in rows for name, value in row.items() if name != "stage" and value != ""]
-        except (ValueError, KeyError, TypeError, csv.Error):
-            known = False
-        if not known or not is_whole_history(rows, self._memory):
+            rows = history.read(path) if path.exists() else []
+            whole = history.is_whole(rows, self._memory)
+        except ValueError:
+            whole = False
+        if not whole:
             raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
         return rows
-
-    def _write_history(self) -> None:
-        replace(self.path / "history.csv", as_csv(self._history).encode())
 
 
 def say(message: str) -> None:

@@ -6,17 +6,16 @@ before that one, of its history, and of the state that `--keep-state` kept: the 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import history, progress
 from common.errors import RunError, UsageError
-from common.files import is_whole_history, load_state, read_metrics, require_unchanged
+from common.files import load_state, read_metrics
 
 if TYPE_CHECKING:
     from common.cli import RunSettings
@@ -76,22 +75,13 @@ def require(settings: RunSettings, finished: RunSettings) -> None:
     weights = base / "checkpoints" / f"{extension.stage}.safetensors"
     if not weights.exists():
         raise RunError(f"--extend {base}: {weights} is missing")
-    if not (base / "checkpoints" / "progress.json").exists():
+    if not progress.path_in(base).exists():
         raise RunError(f"--extend {base}: this is no run's own folder (a shared one?), and what it lacks is needed")
-    require_unchanged(base)
-    _require_whole_history(base)
+    progress.require_unchanged(base)
+    if not history.is_whole(_rows(base / "history.csv"), _memory(base)):
+        raise RunError(f"{base / 'history.csv'}: damaged or rows are missing; the run cannot be extended")
     if (state := base / "checkpoints" / f"{extension.stage}.state.pt").exists():
         load_state(state)  # which names it where it is damaged, before the new run has a copy
-
-
-def _require_whole_history(base: Path) -> None:
-    rows, path = _rows(base / "history.csv"), base / "checkpoints" / "progress.json"
-    try:
-        whole = is_whole_history(rows, json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: damaged ({error}); the run cannot be extended") from None
-    if not whole:
-        raise RunError(f"{base / 'history.csv'}: damaged or rows are missing; the run cannot be extended")
 
 
 def begin(run: Run) -> None:
@@ -105,10 +95,10 @@ def begin(run: Run) -> None:
         return
     assert extension is not None
     made = base / "checkpoints"
-    memory, rows = _remembered(made / "progress.json"), _rows(base / "history.csv")
-    stages, weights = list(memory), f"{extension.stage}.safetensors"  # in the order in which they were made
+    remembered, rows = _memory(base), _rows(base / "history.csv")
+    stages, weights = list(remembered), f"{extension.stage}.safetensors"  # in the order in which they were made
     before = stages[: stages.index(weights)] if weights in stages else []
-    memory = {name: memory[name] for name in before if name not in extension.forget}
+    memory = {name: remembered[name] for name in before if name not in {*extension.forget, *ABOUT_ITSELF}}
     step = max((int(row["step"]) for row in rows if row["stage"] == (extension.history or extension.stage)), default=0)
     for name in (name for name in memory if name.endswith(".safetensors")):
         _copy(made / name, run.checkpoints / name)
@@ -125,26 +115,22 @@ def begin(run: Run) -> None:
     run.adopt({**memory, EXTENDED: step}, rows)
 
 
-ABOUT_ITSELF = (
-    *("seconds", "history_rows", "history_sha256", "sha256", "task", "git_commit", "tracked_as", "extended_at"),
-)
+ABOUT_ITSELF = (*("seconds", "history_rows", "history_sha256", "task", "git_commit", "tracked_as", "extended_at"),)
 START = "start"  # folder in checkpoints/ with the weights that an extension starts from, until it has its own
 EXTENDED = "extended_at"  # the remembered step of the finished run
 
 
-def _remembered(path: Path) -> dict[str, Any]:
-    """Returns what a run remembers of its stages, without what is about that run itself."""
+def _memory(base: Path) -> dict[str, Any]:
     try:
-        memory: dict[str, Any] = json.loads(path.read_text())
-        return {k: v for k, v in memory.items() if k not in ABOUT_ITSELF}
-    except (OSError, ValueError, AttributeError) as error:
+        return progress.read(base)
+    except (OSError, ValueError) as error:
+        path = progress.path_in(base)
         raise RunError(f"{path}: damaged or missing ({error}); the run cannot be extended") from None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        return history.read(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged or missing ({error}); the run cannot be extended") from None
 

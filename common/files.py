@@ -163,48 +163,6 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def digest_of_rows(rows: list[dict[str, Any]]) -> str:
-    """Returns the checksum of rows of history.csv, whether they were read from it or are to be written."""
-    cells = [{name: str(value) for name, value in row.items() if value not in ("", None)} for row in rows]
-    return digest(json.dumps(cells, sort_keys=True).encode())  # a file has the columns in the order of its first rows
-
-
-def is_whole_history(rows: list[dict[str, Any]], memory: Mapping[str, Any]) -> bool:
-    """Whether the rows of history.csv are those that a run remembers to have written, and perhaps more."""
-    count = memory.get("history_rows", 0)
-    return len(rows) >= count and memory.get("history_sha256") in (None, digest_of_rows(rows[:count]))
-
-
-def require_unchanged(run: Path) -> None:
-    """Compares the weights in a run's folder with the checksums that the run has kept of them.
-
-    A folder without checksums, of an earlier version or shared, is taken as it is.
-
-    Raises:
-        RunError: a file is not what the run wrote.
-    """
-    try:
-        memory = json.loads((run / "checkpoints" / "progress.json").read_text())
-        kept = {name: made for name, made in memory.items() if name.endswith(".safetensors") and isinstance(made, str)}
-    except (OSError, ValueError, AttributeError):
-        return
-    for name, made in kept.items():
-        path = run / "checkpoints" / name
-        if path.exists() and digest(path.read_bytes()) != made:
-            raise RunError(f"{path}: not what this run wrote there (its checksum does not match)")
-
-
-def require_task(run: Path, task: str) -> None:
-    """Raises RunError if `run` is a folder of another task's run: then its settings mean nothing to this one's script.
-
-    A run's progress says whose it is; a folder that says nothing passes.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        made_by = json.loads((run / "checkpoints" / "progress.json").read_text())["task"]
-        if made_by != task:
-            raise RunError(f"{run}: a run of {made_by}, not of {task}")
-
-
 def moved_to_sweeps(path: Path) -> Path:
     """Returns `path`, or `sweeps/` beside it where a study's file lies now, and says so on standard error."""
     now = path.parent / "sweeps" / path.name

@@ -21,7 +21,8 @@ from pydantic import StringConstraints
 
 from common.cli import RunSettings
 from common.errors import RunError, UsageError
-from common.files import load_weights, require_unchanged, write_atomically
+from common.files import load_weights, write_atomically
+from common.progress import require_unchanged
 
 LIBRARY = "trilab"
 WHERE = ("data_dir", "results_dir", "run_name", "threads", "keep_state", "track")  # not what was trained

@@ -84,7 +84,7 @@ class Checkpoint:
         self.saved_steps = self.replay.steps
         if not self.environments.exact:
             self.replay.begin_episodes()
-            self.meter.running_return[:] = 0
+            self.meter.running_return[:] = self.meter.running_length[:] = 0
             say(
                 f"    the state of {self.agents.settings.env_id} cannot be saved exactly: each agent starts a fresh "
                 f"episode at step {self.replay.steps}, so that the numbers are not those of a run that never stopped"
@@ -122,6 +122,9 @@ class Checkpoint:
                 self.best.take_over(metrics["best"], best)
         except (KeyError, ValueError, TypeError, RuntimeError):
             raise RunError(f"{finished}: not the weights of these agents") from None
+        trained = self.run.history("train")
+        for agent, seed in enumerate(self.failures.seeds):
+            self.meter.paid[agent] = trained.get(f"steps_paid/seed{seed}", [0.0])[-1]
         self.environments.begin_episodes(step)
         self.streams.begin_after(step)
         self.replay.begin_after(step)

@@ -144,10 +144,10 @@ def size_of(difference: float) -> str:
 
 
 def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
-    """Returns the difference in final return of every later arm from every earlier one, seed by seed."""
+    """Returns the difference in final return of every later arm from every earlier one, over the seeds of both."""
     pairs = comparison.every_pair([arm.name for arm in arms])
     found = comparison.differences(returns(arms), pairs, ["return"])
-    return {name: gains["return"] for name, gains in found.items()}
+    return {name: gains["return"] for name, gains in found.items() if gains}  # none where no seed is shared
 
 
 def tables(arms: Sequence[Arm]) -> list[Table]:

@@ -23,6 +23,10 @@ MOVES = (0, 2)  # types of MuJoCo's free and sliding joints: the first coordinat
 DERIVED = ("xpos", "xipos")
 
 
+# What a task's own code raises of arguments that it cannot use.
+BY_THE_TASK = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 class SparseReward(gym.Wrapper[Any, Any, Any, Any]):
     """Pays 1 for every step that ends more than `SPARSE_DISTANCE` ahead of the episode's start, and nothing else."""
 
@@ -50,15 +54,18 @@ def make(
         UsageError: gymnasium has no such task, or it has no time limit, or its spaces are no bounded vectors.
         RunError: MuJoCo, or another package that the task needs, is not installed.
     """
+    given = {**(arguments or {}), "render_mode": render_mode}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium warns of each task that has a newer version
-            env = gym.make(env_id, **{**(arguments or {}), "render_mode": render_mode})
+            env = gym.make(env_id, **given)
+            if arguments:
+                _try_out(gym.make(env_id, **given))
     except gym.error.DependencyNotInstalled as error:
         raise RunError(f"--env-id {env_id}: {error}. pip install 'gymnasium[mujoco]' installs MuJoCo.") from None
-    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        given = f" --env-kwargs {dict(arguments)}" if arguments else ""
-        raise UsageError(f"--env-id {env_id}{given}: gymnasium cannot make it: {error}") from None
+    except (gym.error.Error, ImportError, *BY_THE_TASK) as error:
+        option = f" --env-kwargs {dict(arguments)}" if arguments else ""
+        raise UsageError(f"--env-id {env_id}{option}: gymnasium cannot make it: {error}") from None
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise UsageError(f"--env-id {env_id}: actions are {actions}; SAC needs a bounded vector, as in Hopper-v4")
@@ -80,6 +87,13 @@ def make(
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
+
+
+def _try_out(env: gym.Env[Any, Any]) -> None:
+    """Takes one step: some arguments that a task cannot use show only then."""
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
 
 
 def walks(env: gym.Env[Any, Any]) -> bool:

@@ -42,7 +42,12 @@ def seed_curves(history: History, quantity: str, seeds: Sequence[int]) -> list[l
 
 
 def band(axes: Axes, steps: Sequence[float], curves: Sequence[Sequence[float]], colour: str, label: str | None) -> None:
-    """Draws the mean of `curves` with its 95 % interval at every step; of two alone, whose interval is wide, each."""
+    """Draws the mean of `curves` with its 95 % interval at every step; of two alone, whose interval is wide, each.
+
+    A step at which a curve has no value is left out.
+    """
+    whole = np.isfinite(curves).all(0)
+    steps, curves = np.asarray(steps)[whole].tolist(), np.asarray(curves)[:, whole].tolist()
     points = [mean(column, resamples=2000) for column in np.transpose(curves).tolist()]
     axes.plot(steps, [point.estimate for point in points], color=colour, label=label)
     if len(curves) == 2:

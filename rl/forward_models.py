@@ -24,7 +24,7 @@ from common import cli, stats
 from common.device import random_stream, set_up
 from common.errors import RunError
 from common.experiment import say
-from common.files import write_atomically
+from common.files import load_state, write_atomically
 from common.tables import Table
 from rl.envs import Environments
 from rl.foresight import PAIRS, SPACES, begin, forward_parameters, measured, split, train
@@ -92,15 +92,16 @@ def kept(options: ForwardModels) -> tuple[Settings, Replay]:
     )
     settings.check()
     folder = options.run / "checkpoints" / "replay"
-    steps = max((int(file.stem) for file in folder.glob("*.pt") if file.stem.isdigit()), default=0)
-    if steps == 0:
+    files = sorted(file for file in folder.glob("*.pt") if file.stem.isdigit())
+    if not files:
         raise RunError(f"--run {options.run}: no replay is kept there; a finished run has deleted it")
     environments = Environments(settings.env_id, settings.reward, settings.seeds[:1], settings.task_arguments)
     sizes = environments.obs_dim, environments.action_dim
     replay = Replay(
         settings.num_seeds, min(settings.buffer_size, settings.env_steps), *sizes, device=torch.device("cpu")
     )
-    replay.load_segments(folder, steps)
+    begun = int(load_state(files[0])["since"])  # an extension may have begun with an empty ring
+    replay.load_segments(folder, int(files[-1].stem), begun)
     return settings, replay
 
 

@@ -69,7 +69,9 @@ def of_seeds(evaluations: History, training: History, seeds: Sequence[int]) -> d
     for key, (history, name, last) in columns.items():
         if all(f"{name}/seed{seed}" in history for seed in seeds):
             rows = 1 if last else math.ceil(0.1 * len(history["step"]))
-            found[key] = [statistics.fmean(history[f"{name}/seed{seed}"][-rows:]) for seed in seeds]
+            values = [statistics.fmean(history[f"{name}/seed{seed}"][-rows:]) for seed in seeds]
+            if all(map(math.isfinite, values)):  # what was counted to the end
+                found[key] = values
     return found
 
 

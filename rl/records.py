@@ -32,10 +32,14 @@ FIGURES = {
 def require_comparable(arms: Sequence[Arm]) -> None:
     """Raises RunError for runs of another task, reward, length or evaluation."""
     for arm in arms[1:]:
-        for key in sorted(SAME | {"env_kwargs"}):  # which earlier runs do not have
-            ours, theirs = (of.settings.get(key, "") for of in (arm, arms[0]))
-            if ours != theirs:
-                raise RunError(f"{arm.name} has {key} {ours}, {arms[0].name} has {theirs}: they do not compare")
+        ours, theirs = task_of(arm), task_of(arms[0])
+        for key in (key for key in ours if ours[key] != theirs[key]):
+            raise RunError(f"{arm.name} has {key} {ours[key]}, {arms[0].name} has {theirs[key]}: they do not compare")
+
+
+def task_of(arm: Arm) -> dict[str, Any]:
+    """Returns the settings that compared runs share."""
+    return {key: arm.settings.get(key, "") for key in sorted(SAME | {"env_kwargs"})}  # earlier runs lack the latter
 
 
 def pooled(arms: Sequence[Arm]) -> list[Arm]:

@@ -146,7 +146,7 @@ class Replay:
         if upcoming is not None:
             after = flat.index_select(0, ((indices + 1) % self.capacity + self._first_row).view(-1))
             first = after[:, : self.widths[0]].view(agents, batch, -1)
-            newest = (indices == (self.steps - 1) % self.capacity)[..., None]  # its next row is not written yet
+            newest = (indices == (self.added - 1) % self.capacity)[..., None]  # its next row is not written yet
             first = torch.where(newest, upcoming[:, None].to(first), first)
             following = torch.where(terminated > 0, first, next_observation)
         return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation, following)
@@ -156,7 +156,7 @@ class Replay:
         ahead = torch.arange(length, device=indices.device)
         positions = (indices[..., None] + ahead) % self.capacity  # (agents, batch, length)
         age = self.rows[..., -1].gather(1, positions.flatten(1)).view_as(positions)
-        held = ahead <= ((self.steps - 1 - indices) % self.capacity)[..., None]  # the ring ends with the newest
+        held = ahead <= ((self.added - 1 - indices) % self.capacity)[..., None]  # the ring ends with the newest
         steps = (held & (age == age[..., :1] + ahead)).cumprod(2).sum(2)
         kept = torch.minimum(ahead, steps[..., None] - 1)
         flat = self.sample(((indices[..., None] + kept) % self.capacity).flatten(1), stack)
@@ -206,7 +206,7 @@ class Replay:
             DamagedError: a file is missing or damaged.
         """
         expected = max(begun, steps - self.capacity)
-        for file in (file for file in _segments(folder) if int(file.stem) <= steps):
+        for file in (file for file in _segments(folder) if expected < int(file.stem) <= steps):
             segment, stop = load_state(file), int(file.stem)
             if not segment.keys() >= {"rows", "age", "since"} or int(segment["since"]) > expected:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from common.comparison import verdict
 from common.errors import RunError
@@ -110,7 +110,8 @@ def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
         except RunError as error:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
-        groups[tuple(str(arm.settings[name]) for name in sorted(records.SAME | records.SEEDS))].append(arm)
+        seeds = {name: arm.settings[name] for name in records.SEEDS}
+        groups[tuple(map(str, (records.task_of(arm) | seeds).values()))].append(arm)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -120,26 +121,26 @@ def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence
     twin = [arm for arm in of_sac if arm.settings.get("critic", "twin") == "twin"]  # CrossQ is no plain SAC
     plain = next((arm for arm in twin if arm.metrics["icm"] == "none"), None)
     claims = [
-        claim_of(AGAINST_SAC, differences[f"{arm.name} − {plain.name}"], evidence, arm.name)
+        claim_of(AGAINST_SAC, differences[of], evidence, arm.name)
         for arm in of_dqn
-        if plain is not None and arm.metrics["icm"] == "none"
+        if plain is not None and arm.metrics["icm"] == "none" and (of := f"{arm.name} − {plain.name}") in differences
     ]
     stacked = next((arm for arm in of_sac if arm.metrics["icm"] == "stacked"), None)
     if stacked is None:
         return claims
     size = stacked.metrics["curiosity_parameters"]
-    for arm in (arm for arm in of_sac if learner_of(arm) == learner_of(stacked)):
+    for arm in of_sac:
         matched = abs(arm.metrics["curiosity_parameters"] - size) < 0.05 * size
         match arm.metrics["icm"]:
-            case "single" if matched:
-                claim = AGAINST_MATCHED
             case "single":
-                claim = CLAIM
+                claim, may_differ = AGAINST_MATCHED if matched else CLAIM, FRAMES
             case "none":
-                claim = AGAINST_NONE
+                claim, may_differ = AGAINST_NONE, CURIOSITY
             case _:
                 continue
-        claims.append(claim_of(claim, differences[f"{stacked.name} − {arm.name}"], evidence))
+        gain = differences.get(f"{stacked.name} − {arm.name}")
+        if gain is not None and differ_only_in(may_differ, arm, stacked):
+            claims.append(claim_of(claim, gain, evidence))
     return sorted(claims, key=lambda claim: claim.claim != CLAIM)
 
 
@@ -150,9 +151,9 @@ def claim_of(claim: str, gain: Interval, evidence: str, of: str = "") -> Claim:
     return Claim(claim, measured, interval or "none", gain.values, sentence(gain), evidence)
 
 
-def learner_of(arm: Arm) -> str:
-    """Returns the settings in which arms must agree to be told apart by their curiosity."""
-    return records.settings_apart_from(records.SEEDS | records.MACHINE | CURIOSITY, arm)
+def differ_only_in(names: Collection[str], *arms: Arm) -> bool:
+    """Whether arms have the same settings but for those of these names, their seeds and their machine."""
+    return len({records.settings_apart_from(records.SEEDS | records.MACHINE | set(names), arm) for arm in arms}) == 1
 
 
 def is_dqn(run: Folder | Arm) -> bool:
@@ -186,7 +187,8 @@ def named_apart(group: Sequence[Arm]) -> list[Arm]:
     return [dataclasses.replace(arm, name=name) for arm, name in zip(group, names, strict=True)]
 
 
-CURIOSITY = {  # the settings of section 2 of rl/settings.py
+FRAMES = {"icm", "stack", "forward_width"}  # in which a stack and one frame, matched or not, may differ
+CURIOSITY = {  # section 2 of rl/settings.py, but for extrinsic_weight, which counts without curiosity too
     *("icm", "stack", "intrinsic_weight", "bonus", "bonus_decay", "icm_observation", "feature_size", "icm_width"),
     *("forward_width", "forward_share", "icm_learning_rate", "deviation_horizon"),
     *("bonus_episodic", "intrinsic_discount"),

@@ -55,7 +55,7 @@ class AgentSettings(RunSettings):
         ),
         missing=(
             "the replay starts empty, and learning goes on after --random-steps steps of the policy; "
-            "the optimisers' moments start at zero"
+            "the optimisers' moments start at zero, and visited cells are not counted any more"
         ),
         history="train",
         state=("replay",),
@@ -69,9 +69,7 @@ class AgentSettings(RunSettings):
     # 1. Task
     env_id: str = "Hopper-v4"
     """Continuous task of gymnasium, as Hopper-v4; module:Name-v0 imports the module that registers it."""
-    env_kwargs: Annotated[
-        str, BeforeValidator(lambda given: json.dumps(given) if isinstance(given, dict) else given)
-    ] = ""
+    env_kwargs: YamlMapping = ""
     """Arguments of the task as a YAML or JSON mapping: '{forward_reward_weight: 2}'."""
     reward: RewardKind = "dense"
     """dense: the task's own reward. sparse: +1 for every step that ends more than 1 m ahead of the start, else 0."""
@@ -89,7 +87,7 @@ class AgentSettings(RunSettings):
     intrinsic_weight: Annotated[float, Ge(0)] = 0.1
     """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
     bonus: BonusKind = "plain"
-    """plain: divided by its deviation (Burda et al. 2018). centred: less its mean first, clipped to ±1 (rllte)."""
+    """plain: divided by its deviation (RND: by that of its returns). centred: less its mean, clipped to ±1 (rllte)."""
     bonus_decay: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0

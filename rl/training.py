@@ -118,7 +118,8 @@ class Training:
     def _log(self, step: int) -> None:
         averages, rate = self.meter.row()
         diagnostics = self.agents.diagnostics(self.replay.sample(self.replay.newest(1000), self.settings.window))
-        visited = {"coverage": self.coverage.update(self.replay)}
+        # An extension that lacks the replay does not know where the finished run has been.
+        visited = {"coverage": self.coverage.update(self.replay)} if self.replay.begun == 0 else {}
         values = averages | {name: value.tolist() for name, value in diagnostics.items()} | visited
         self.failures.check_values(step, values)
         row = by_seed(values, self.settings.seeds, self.failures.living)

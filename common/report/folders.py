@@ -7,9 +7,7 @@ A run lies in a folder of its own, as its script wrote it, or on a line of a `ru
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ import yaml
 from annotated_types import Interval
 from pydantic import TypeAdapter, ValidationError
 
+from common import history, progress
 from common.files import read_metrics
 from common.locks import is_locked
 from common.plain_yaml import read_yaml
@@ -79,12 +78,11 @@ class Folder:
         """Returns the logged columns of one stage, each a list in step order; a run in a table has those it kept.
 
         Raises:
-            OSError, ValueError, KeyError: its history is missing or damaged.
+            OSError, ValueError: its history is missing or damaged.
         """
         if self.table is not None:
             return runs_table.read_curves(self.table, self.path.relative_to(self.table).as_posix(), stage)
-        rows = csv.DictReader(io.StringIO((self.path / "history.csv").read_text(encoding="utf-8")))
-        return runs_table.columns([row for row in rows if row["stage"] == stage])
+        return history.columns(history.read(self.path / "history.csv"), stage)
 
 
 def find(results: Path) -> list[Folder]:
@@ -140,7 +138,7 @@ def _places(results: Path) -> Iterator[tuple[Path, Reader]]:
 
 def _has_progress(path: Path) -> bool:
     try:
-        return (path / "checkpoints" / "progress.json").exists()
+        return progress.path_in(path).exists()
     except OSError:
         return True
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from common import tables
+from common import history, tables
 from common.plain_yaml import read_yaml
 
 TABLE, SHARED, CURVES = "runs.csv", "settings.yaml", "curves.csv"
@@ -180,10 +180,5 @@ def read_curves(folder: Path, run: str, stage: str) -> dict[str, list[float]]:
         OSError, ValueError, KeyError: the file is missing or damaged.
     """
     rows = csv.DictReader(io.StringIO((folder / CURVES).read_text(encoding="utf-8")))
-    return columns([row for row in rows if row["run"] == run and row["stage"] == stage])
-
-
-def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
-    """Returns the columns of a stage's rows, without those that it leaves empty."""
-    names = [name for name in (rows[0] if rows else {}) if name not in ("run", "stage") and rows[0][name] != ""]
-    return {name: [float(row[name]) for row in rows] for name in names}
+    of_run = [{name: cell for name, cell in row.items() if name != "run"} for row in rows if row["run"] == run]
+    return history.columns(of_run, stage)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from common import stopping
+from common import progress, stopping
 from common.errors import RunError
 from common.files import read_metrics
 from common.locks import is_locked
@@ -204,7 +204,7 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     Both are compared as YAML holds them: lists, not tuples.
     """
     if not (folder / "config.yaml").exists():
-        if (folder / "checkpoints" / "progress.json").exists():
+        if progress.path_in(folder).exists():
             raise RunError(f"{folder}: a run without its config.yaml; move or delete the folder to run it anew")
         return
     try:

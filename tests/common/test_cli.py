@@ -13,7 +13,7 @@ import tyro
 import yaml
 from annotated_types import Ge, Interval
 
-from common import cli
+from common import cli, progress
 from common.errors import RunError, UsageError
 from vae.settings import Settings as VAESettings
 
@@ -158,7 +158,7 @@ def test_a_run_of_another_task_is_called_that(
     option: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "progress.json").write_text('{"task": "rl"}')
+    progress.write(tmp_path, {"task": "rl", "seconds": 0, "history_rows": 0, "git_commit": None})
     (tmp_path / "config.yaml").write_text("icm: stacked\n")
     status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
     assert status == 1

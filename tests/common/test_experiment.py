@@ -111,7 +111,7 @@ def test_a_disk_that_fills_up_under_tensorboard_is_named(tmp_path: Path, monkeyp
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run._writer, "flush", full)
+    monkeypatch.setattr(run._events.writer, "flush", full)
     with pytest.raises(OSError, match="No space left") as told:
         run.log("dense", 1, {"loss": 0.5})
     assert told.value.filename == str(run.path)
@@ -186,7 +186,7 @@ def test_killed_in_the_first_row_after_a_rewind(tmp_path: Path, monkeypatch: pyt
         run.log("dense", step, {"loss": 0.5})
     again = resumed(run)
     again.rewind("dense", 1)
-    monkeypatch.setattr(again._writer, "flush", lambda: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(again._events.writer, "flush", lambda: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         again.log("dense", 2, {"loss": 0.4})
     assert resumed(again).history("dense") == {"step": [1, 2], "loss": [0.5, 0.4]}

@@ -1,7 +1,6 @@
 """Files are whole or not there, and a damaged one is told as such."""
 
 import fcntl
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 
 from common.errors import RunError
 from common.files import (
-    digest,
     forget_state,
     last_whole,
     load_state,
@@ -18,7 +16,6 @@ from common.files import (
     older,
     read_metrics,
     remove_unfinished,
-    require_unchanged,
     save_state,
     save_weights,
     write_atomically,
@@ -130,24 +127,3 @@ def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was removed"):
         save_state(tmp_path / "gone" / "x.state.pt", {})
     assert not (tmp_path / "gone").exists()
-
-
-def test_weights_that_changed_since_the_run_are_told(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    require_unchanged(tmp_path)  # a shared folder has no checksums
-    save_weights(folder / "net.safetensors", {"x": torch.arange(9.0)})
-    whole = (folder / "net.safetensors").read_bytes()
-    memory = {
-        "net.safetensors": digest(whole),
-        "older.safetensors": True,
-        "gone.safetensors": digest(b""),
-        "seconds": 3,
-    }
-    (folder / "progress.json").write_text(json.dumps(memory))
-    require_unchanged(tmp_path)
-    flipped = bytearray(whole)
-    flipped[-1] ^= 1
-    (folder / "net.safetensors").write_bytes(flipped)
-    with pytest.raises(RunError, match=r"net\.safetensors: not what this run wrote there"):
-        require_unchanged(tmp_path)

@@ -8,6 +8,7 @@ import torch
 
 from common import cli
 from common.files import load_state, load_weights
+from rl.forward_models import ForwardModels, kept
 from rl.settings import Settings
 from rl.train_sac_icm import main
 from tests.rl.runs import QUICK, metrics_of, rows_of
@@ -74,11 +75,16 @@ def test_without_a_replay_the_policy_fills_a_new_one_first(
     assert (state["step"], state["begun"]) == (90, 60)
     assert state["optimizers"][0]["steps"] == 10  # 90 − 60 − 20
     assert [int(row["step"]) for row in rows_of(longer, "eval")] == [40, 60, 80, 90]
+    ours, before = metrics_of(longer), metrics_of(bare)
+    assert all(paid > earlier > 0 for paid, earlier in zip(ours["steps_paid"], before["steps_paid"], strict=True))
+    assert "coverage" in before
+    assert "coverage" not in ours  # where the finished run has been is not known
     # Its own checkpoints hold the ring that began empty: what goes on from them is what an unbroken run reaches.
+    assert kept(ForwardModels(run=longer))[1].begun == 60
     whole = go(results, "more-whole", *more, "--env-steps", "120", "--eval-every", "30")
     further = go(results, "further", "--extend", str(longer), "--env-steps", "120", "--eval-every", "30")
-    ours, unbroken = (load_weights(run / "checkpoints" / "agents.safetensors") for run in (further, whole))
-    assert all(torch.equal(ours[name], tensor) for name, tensor in unbroken.items())
+    weights, unbroken = (load_weights(run / "checkpoints" / "agents.safetensors") for run in (further, whole))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in unbroken.items())
 
 
 @pytest.mark.parametrize(

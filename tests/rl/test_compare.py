@@ -186,6 +186,19 @@ def test_a_margin_of_a_log_area_is_a_ratio() -> None:
     assert found["equivalence"] == "equivalent"
 
 
+def test_arms_that_are_never_paid_are_not_different() -> None:
+    """A share of a mean of 0 is no margin within which anything could lie."""
+    none, single = run_of("none", range(8)), run_of("single", range(8))
+    for arm in (none, single):
+        arm.metrics["eval_returns"] = [0.0] * 8
+    found = gains([none, single], "12%", ["return"])[1]["single − none"]["final return"]
+    assert (found["margin"], found["says"], found["equivalence"]) == (0, "nothing shown", "open")
+
+
+def test_arms_without_a_seed_in_common_have_no_paired_difference() -> None:
+    assert paired([run_of("none", range(5)), run_of("late", range(5, 10))]) == {}
+
+
 def test_pooled_runs_keep_the_figures_that_all_of_them_have() -> None:
     first, more = run_of("none", range(5)), run_of("more", range(5, 8))
     for arm in (first, more):

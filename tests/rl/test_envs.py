@@ -139,6 +139,20 @@ def test_a_task_gets_its_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        {"forward_reward_weight": "abc"},  # seen in a step
+        {"reset_noise_scale": -1},  # when an episode begins
+        {"healthy_z_range": 1},
+        {"frame_skip": 0},  # a division, as the task is made
+    ],
+)
+def test_arguments_that_a_task_cannot_use_are_told_before_the_first_step(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"--env-kwargs .*: gymnasium cannot make it"):
+        make("Hopper-v5", "dense", arguments=arguments)
+
+
+@pytest.mark.parametrize(
     ("env_id", "reward", "told"),
     [
         ("Hoper-v4", "dense", "cannot make it"),

@@ -74,7 +74,7 @@ def contents(replay: Replay) -> Tensor:
     return replay.rows[:, : replay.size]
 
 
-@pytest.mark.parametrize("capacity", [5, 7, 12, 100])
+@pytest.mark.parametrize("capacity", [3, 4, 5, 7, 12, 100])
 def test_segments_bring_back_the_ring(capacity: int, tmp_path: Path) -> None:
     """Saved every 4 steps over 30 steps and read at any of them, then filled on: the same as never having stopped."""
     for stop in (4, 8, 16, 28):
@@ -149,14 +149,18 @@ def test_a_ring_that_begins_empty_after_some_steps(tmp_path: Path) -> None:
     late, new = (Replay(2, 5, 3, 1, torch.device("cpu")) for _ in range(2))
     late.begin_after(7)
     for step in range(1, 9):
-        row = (torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 1), torch.randn(2), torch.zeros(2))
+        row = (torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 1), torch.randn(2), torch.ones(2))
         for ring in (late, new):
             ring.add(*row, ended=torch.tensor([step == 4, step == 6]))
         if step in (3, 8):
             late.save_segment(tmp_path, {3: 7, 8: 10}[step])
         assert (late.steps, late.size) == (new.steps + 7, new.size)
         indices = torch.arange(new.size).expand(2, -1)
-        for ours, expected in zip(late.sample(indices, 3), new.sample(indices, 3), strict=True):
+        upcoming = torch.randn(2, 3)
+        for ours, expected in zip(late.sample(indices, 3, upcoming), new.sample(indices, 3, upcoming), strict=True):
+            assert torch.equal(ours, expected)
+        trajectories = (ring.sample_trajectories(indices, 1, 3) for ring in (late, new))
+        for ours, expected in zip(*trajectories, strict=True):
             assert torch.equal(ours, expected)
         assert torch.equal(late.newest(3), new.newest(3))
     loaded = Replay(2, 5, 3, 1, torch.device("cpu"))

@@ -232,7 +232,7 @@ def test_what_a_config_describes_in_either_form() -> None:
 
 def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.CaptureFixture[str]) -> None:
     paths = sorted(Path("configs/vae/sweeps").glob("study_*.yaml"))
-    assert len(paths) == 4
+    assert paths
     for path in paths:
         settings = cli.parse(StudySettings, ["--config", str(path)])
         settings.check()
