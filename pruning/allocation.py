@@ -194,11 +194,12 @@ def scan_for_sparsity(
 def _tolerated(curve: Curve, accuracy: float, drop: float) -> float:
     """Returns the sparsity at which the curve first loses `drop`.
 
-    The curve is linear between its points, and its accuracy is 0 at sparsity 1.
+    The curve is linear between its points, and its accuracy is 0 at sparsity 1. Where it has no point at 0, it begins
+    at `accuracy`.
     """
-    points = sorted((float(sparsity), value) for sparsity, value in curve.items())
-    sparsity = np.array([0.0, *(s for s, _ in points), 1.0])
-    lost = np.maximum.accumulate(accuracy - np.array([accuracy, *(value for _, value in points), 0.0]))
+    points = sorted({0.0: accuracy, **{float(sparsity): value for sparsity, value in curve.items()}, 1.0: 0.0}.items())
+    sparsity, measured = (np.array(of) for of in zip(*points, strict=True))
+    lost = np.maximum.accumulate(measured[0] - measured)
     if drop < 0:
         return 0.0
     first_over = int(np.searchsorted(lost, drop, side="right"))

@@ -26,6 +26,7 @@ class Best:
 
 
 Arm = dict[int, Run]  # seed → run
+Control = tuple[str, float]  # how it was taught, and for how many epochs after the dense training
 Point = tuple[figures.Rule, float]  # rule and sparsity
 
 
@@ -57,26 +58,27 @@ def accuracy_against_sparsity(group: Sequence[Run], settings: str, best: Best | 
     study = group[0].study
     first = group[0].metrics
     devices = " and ".join(sorted({run.metrics.device for run in group}))
-    recipe = ", ".join(filter(None, [training(first), settings, f"on {devices}"]))
+    trained = " or ".join(dict.fromkeys(run.training for run in group))
+    recipe = ", ".join(filter(None, [trained, settings, f"on {devices}"]))
     left_out = f"Left out, because another run has the same arm and seed: {', '.join(repeated)}."
     title = f"Accuracy against sparsity{f': {study}' if study != '.' else ''}"
     return [
         Heading(title, link("sparsity", str(group[0].recipe))),
-        curves_of(arms, controls, f"{data.caption(first.dataset)}, {training(first)}", unit_of(first)),
+        curves_of(arms, controls, f"{data.caption(first.dataset)}, {trained}", unit_of(first)),
         losses_of(arms, controls, recipe, best),
         *([left_out] if repeated else []),
     ]
 
 
-def arms_of(group: Sequence[Run]) -> tuple[dict[Point, Arm], dict[str, Arm], list[str]]:
+def arms_of(group: Sequence[Run]) -> tuple[dict[Point, Arm], dict[Control, Arm], list[str]]:
     """Returns the arms by rule and sparsity, the dense controls by how they were taught, the plain one first, and the
     names of the runs that are left out because another has their arm and seed."""
     arms: dict[Point, Arm] = defaultdict(dict)
-    controls: dict[str, Arm] = defaultdict(dict)
+    controls: dict[Control, Arm] = defaultdict(dict)
     repeated = []
     for run in group:
         rule = run.allocation, run.schedule
-        arm = arms[rule, run.sparsity] if run.sparsity else controls[run.taught]
+        arm = arms[rule, run.sparsity] if run.sparsity else controls[run.taught, run.epochs_after]
         if arm.setdefault(run.metrics.seed, run) is not run:
             repeated.append(run.folder.label)
     return dict(sorted(arms.items())), dict(sorted(controls.items())), repeated
@@ -87,15 +89,16 @@ def unit_of(metrics: Metrics) -> str:
     return "filters" if metrics.granularity == "filter" else "convolution weights"
 
 
-def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str, unit: str) -> Picture:
+def curves_of(arms: Mapping[Point, Arm], controls: Mapping[Control, Arm], caption: str, unit: str) -> Picture:
     """Returns the figure of every rule's accuracy over sparsity, a share of `unit`, and of the controls'."""
     curves: dict[figures.Rule, list[tuple[float, Interval]]] = defaultdict(list)
     for (rule, sparsity), arm in arms.items():
         curves[rule].append((sparsity, mean(arm, ACCURACY)))
-    levels = {control_name(taught): mean(arm, ACCURACY) for taught, arm in controls.items()}
+    levels = {name: mean(controls[control], ACCURACY) for control, name in control_names(arms, controls).items()}
     figure = figures.accuracy_against_sparsity(curves, levels, caption, unit)
     many = " and of ".join(
-        counted(len(arm), "dense control") + (f" with {taught}" if taught else "") for taught, arm in controls.items()
+        counted(len(arm), "dense control") + (f" with {taught}" if taught else "")
+        for (taught, _), arm in controls.items()
     )
     text = CURVES.format(unit=unit) + (f"; grey: the mean of {many}" if controls else "")
     text += f"{'; right, the top of the same picture' if len(figure.axes) > 1 else ''}."
@@ -105,15 +108,20 @@ def curves_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     return Picture(text, figure)
 
 
-def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: str, best: Best | None = None) -> Table:
-    """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves."""
-    distilled = bool(controls.keys() - {""})
-    own = sorted(run.metrics.finetuned_accuracy for run in controls.get("", {}).values())
-    other = best if best is not None and sorted(best.accuracies) != own else None
+def losses_of(
+    arms: Mapping[Point, Arm], controls: Mapping[Control, Arm], caption: str, best: Best | None = None
+) -> Table:
+    """Returns the table of every arm: its accuracy, what it loses against the controls, what it saves.
+
+    The controls of an arm are those that were trained for as many epochs; where there are none, it has no such loss.
+    """
+    distilled = any(taught for taught, _ in controls)
+    own = [sorted(run.metrics.finetuned_accuracy for run in arm.values()) for (t, _), arm in controls.items() if not t]
+    other = best if best is not None and sorted(best.accuracies) not in own else None
     rows = []
     for (rule, _), arm in arms.items():
         one = next(iter(arm.values()))
-        taught, images = one.taught, one.metrics.dataset.get("test", TEST_IMAGES)
+        taught, epochs, images = one.taught, one.epochs_after, one.metrics.dataset.get("test", TEST_IMAGES)
         useless = measures.at_chance(mean(arm, ACCURACY).estimate, images)
         rows.append(
             [
@@ -121,8 +129,8 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
                 one.sparsity_text,
                 str(len(arm)),
                 accuracy_text(mean(arm, ACCURACY)),
-                _against(arm, controls.get("", {})),
-                *([_against(arm, controls.get(taught, {})) if taught else ""] if distilled else []),
+                _against(arm, controls.get(("", epochs), {})),
+                *([_against(arm, controls.get((taught, epochs), {})) if taught else ""] if distilled else []),
                 *([_against_best(arm, other)] if other else []),
                 measures.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
                 measures.ratio(mean(arm, "theoretical_speedup").estimate, useless),
@@ -132,9 +140,9 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
     head += ["against dense, distilled alike [points]"] if distilled else []
     head += ["against the best dense networks [points]"] if other else []
-    for taught, arm in controls.items():
-        accuracy = accuracy_text(mean(arm, ACCURACY))
-        caption += f"; dense control, {control_name(taught)}: {accuracy} % ({counted(len(arm), 'seed')})"
+    for control, name in control_names(arms, controls).items():
+        accuracy = accuracy_text(mean(controls[control], ACCURACY))
+        caption += f"; dense control, {name}: {accuracy} % ({counted(len(controls[control]), 'seed')})"
     if other:
         found = accuracy_text(stats.mean(other.accuracies))
         caption += (
@@ -145,14 +153,11 @@ def losses_of(arms: Mapping[Point, Arm], controls: Mapping[str, Arm], caption: s
     return Table(head, rows, f"{caption}. Differences seed by seed; {BOLD}.")
 
 
-def control_name(taught: str) -> str:
-    """Returns what a dense control is called, after how it was taught."""
-    return ", ".join(filter(None, ["trained as long", taught]))
-
-
-def training(metrics: Metrics) -> str:
-    """Returns how long a run trained."""
-    return f"{counted(metrics.epochs, 'epoch')}, then {metrics.finetune_epochs} of fine-tuning"
+def control_names(arms: Mapping[Point, Arm], controls: Mapping[Control, Arm]) -> dict[Control, str]:
+    """Returns what the dense controls are called, after how they were taught, and how long if not all trained alike."""
+    lengths = {run.epochs_after for arm in arms.values() for run in arm.values()} | {epochs for _, epochs in controls}
+    long = "trained as long" if len(lengths) == 1 else "trained for {:g} epochs more"
+    return {(taught, epochs): ", ".join(filter(None, [long.format(epochs), taught])) for taught, epochs in controls}
 
 
 def accuracy_text(accuracy: Interval) -> str:

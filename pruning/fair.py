@@ -11,7 +11,7 @@ import numpy as np
 from common import stats
 from common.tables import Table, counted
 from pruning import figures
-from pruning.arms import Best, accuracy_text, arms_of, control_name
+from pruning.arms import Best, accuracy_text, arms_of, control_names
 from pruning.records import Run
 
 SAVED = (2, 5, 10, 20, 50)  # how many times fewer multiply-adds
@@ -21,20 +21,21 @@ def best_dense(run: Run, runs: Sequence[Run]) -> Best | None:
     """Returns the dense networks of the highest mean test accuracy on the images of `run`, of whatever recipe.
 
     Those that a study trained and those that it then trained on with nothing pruned both count. A single network
-    counts only where nothing was trained with several seeds. The choice is made on the test images, so it errs against
-    the pruned networks.
+    counts only where nothing was trained with several seeds. A network that was given sparse is not a dense
+    one. The choice is made on the test images, so it errs against the pruned networks.
     """
     recipes: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for other in runs:
-        if other.images == run.images:
+        if other.images == run.images and not other.metrics.dense_sparsity:
             recipes[other.recipe].append(other)
     found = []
     for group in recipes.values():
         trained = {r.metrics.dense_accuracy for r in group}  # seeds may start from one network: it counts once
         found.append(Best(f"{group[0].study}, as first trained", tuple(sorted(trained))))
-        for taught, arm in arms_of(group)[1].items():
-            accuracies = tuple(r.metrics.finetuned_accuracy for r in arm.values())
-            found.append(Best(f"{group[0].study}, {control_name(taught)}", accuracies))
+        arms, controls, _ = arms_of(group)
+        for control, name in control_names(arms, controls).items():
+            accuracies = tuple(r.metrics.finetuned_accuracy for r in controls[control].values())
+            found.append(Best(f"{group[0].study}, {name}", accuracies))
     several = [best for best in found if len(best.accuracies) > 1] or found
     return max(several, key=lambda best: sum(best.accuracies) / len(best.accuracies), default=None)
 

@@ -17,6 +17,8 @@ from common import fast
 from common.fast.loops import array
 from pruning import kernels
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of any nn.Module
+
 
 class Layers(nn.Sequential):
     """An `nn.Sequential` in which a batch normalisation runs together with its ReLU and its pooling."""
@@ -51,7 +53,7 @@ def loops_are_faster(modules: Sequence[nn.Module], norm: nn.BatchNorm2d, maps: T
     if fast.PLAIN or maps.device.type != "cpu" or torch.get_num_threads() > 1:
         return False
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if traced or any(module._forward_hooks for module in modules):
+    if traced or any(getattr(module, hooks) for module in modules for hooks in HOOKS):
         return False
     known = norm.affine and norm.track_running_stats and norm.weight.dtype == torch.float32
     known = known and maps.dtype in (torch.float32, torch.bfloat16)

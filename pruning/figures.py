@@ -59,11 +59,13 @@ def training(dense: History, finetuned: History, caption: str) -> Figure:
 def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str, float], caption: str) -> Figure:
     """Returns the figure of held-out accuracy against the sparsity of a single layer.
 
-    A ring marks the `chosen` sparsity of a layer, if the scan reached it.
+    A ring marks the `chosen` sparsity of a layer, if the scan reached it. A curve without a point at sparsity 0 begins
+    at `dense_accuracy`.
     """
     sheet, (axes,) = figure("Sensitivity: one layer pruned, nothing retrained", caption, size=(7, 4.4))
     for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        sparsities, accuracies = [0.0, *map(float, curve)], [dense_accuracy, *curve.values()]
+        points = {0.0: dense_accuracy, **{float(sparsity): accuracy for sparsity, accuracy in curve.items()}}
+        sparsities, accuracies = list(points), list(points.values())
         label = f"conv {list(curves).index(name) + 1} ({name}): {chosen[name]:.2%}"
         axes.plot(_percent(sparsities), _percent(accuracies), color=colour, marker=marker, label=label)
         if chosen[name] <= sparsities[-1]:

@@ -74,21 +74,23 @@ def random_masks(
 
 
 @torch.no_grad()
-def exchange(masks: Masks, weights: Mapping[str, Tensor], share: float) -> Masks:
+def exchange(masks: Masks, weights: Mapping[str, Tensor], share: float, allowed: Masks | None = None) -> Masks:
     """Returns the masks after each layer swaps its smallest kept weights for the weights with the largest gradients.
 
     A layer drops the fraction `share` of its kept weights, at most as many as it has dropped so far, and takes as many
     back (RigL, Evci et al. 2020, section 3). A weight that has just been dropped may come back at once if its gradient
-    is large. `weights` hold the gradients of the last step; dropped weights have gradients too.
+    is large. `weights` hold the gradients of the last step; dropped weights have gradients too. Only weights in
+    `allowed` come back, by default any.
     """
     result = {}
     for name, mask in masks.items():
         weight, gradient = weights[name], weights[name].grad
         assert gradient is not None
         kept, total = int(mask.sum()), mask.numel()
-        leaving = min(round(share * kept), total - kept)
+        places = torch.ones_like(mask) if allowed is None else allowed[name]
+        leaving = min(round(share * kept), int(places.sum()) - kept)
         staying = magnitude_mask(weight, 1 - (kept - leaving) / total, mask)
-        coming = mask_from_scores(gradient.abs(), 1 - leaving / total, ~staying)
+        coming = mask_from_scores(gradient.abs(), 1 - leaving / total, places & ~staying)
         result[name] = staying | coming
     return result
 

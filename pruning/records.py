@@ -54,6 +54,9 @@ class Metrics:
     criterion: str = Settings.criterion
     rounds: int = Settings.rounds
     rewind: str = Settings.rewind
+    rewind_fraction: float = Settings.rewind_fraction
+    recalibrate: bool = False
+    dense_sparsity: float = 0.0  # of the network that it began with; older runs do not say
     unpruned_sparse_bytes: int | None = None  # older runs have not measured it
     recalibrated_accuracy: Fraction | None = None  # older runs have not measured it
     granularity: str = "weight"
@@ -101,7 +104,9 @@ class Run:
         """The rule that chose how much of each layer goes, what of and by what, and whether the first stayed dense."""
         metrics = self.metrics
         filters = f", filters by {metrics.filter_importance}" if metrics.granularity == "filter" else ""
-        by = "" if metrics.criterion == Settings.criterion else f", {CRITERIA[metrics.criterion]}"
+        by = (
+            "" if metrics.criterion == Settings.criterion else f", {CRITERIA.get(metrics.criterion, metrics.criterion)}"
+        )
         return metrics.allocation + filters + by + (", first layer dense" if metrics.keep_first_layer else "")
 
     @property
@@ -118,9 +123,30 @@ class Run:
         when = metrics.schedule + ("" if usual else f" (fraction {metrics.gradual_fraction:g})")
         if metrics.schedule == "iterative":
             back = "" if metrics.rewind == "none" else f", {metrics.rewind} rewound"
+            back += "" if metrics.rewind_fraction == Settings.rewind_fraction else f" to {metrics.rewind_fraction:g}"
             when += f" ({counted(metrics.rounds, 'round')}{back})"
-        parts = [when, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
+        again = "recalibrated" if metrics.recalibrate else ""
+        parts = [when, again, f"regrow {metrics.regrow:g}" if metrics.regrow else "", self.taught]
         return ", ".join(filter(None, parts))
+
+    @property
+    def epochs_after(self) -> float:
+        """How many epochs it was trained for after the dense training, all rounds together."""
+        metrics = self.metrics
+        repeated = metrics.epochs * (1 - metrics.rewind_fraction)
+        once = metrics.finetune_epochs if metrics.rewind == "none" else round(repeated, 2)
+        return once * (metrics.rounds if metrics.schedule == "iterative" else 1)
+
+    @property
+    def training(self) -> str:
+        """How long it trained."""
+        metrics = self.metrics
+        rounds = f"{counted(metrics.rounds, 'round')} of " if metrics.schedule == "iterative" else ""
+        if metrics.rewind != "none":
+            again = f"{rounds}the last {percent(1 - metrics.rewind_fraction, 0)} of them again"
+        else:
+            again = f"{rounds}{metrics.finetune_epochs} of fine-tuning"
+        return f"{counted(metrics.epochs, 'epoch')}, then {again}"
 
     @property
     def study(self) -> str:
@@ -135,8 +161,9 @@ class Run:
 
     @property
     def images(self) -> dict[str, Any]:
-        """The images that it was trained and judged on."""
-        return {name: self.metrics.dataset.get(name) for name in ("name", "source")}
+        """The images that it was trained and judged on; `of` says of how many, where it took a share of them."""
+        dataset = self.metrics.dataset
+        return {name: dataset.get(name) for name in ("name", "source", *(["images", "of"] if "of" in dataset else []))}
 
 
 def percent(fraction: float, decimals: int = 2) -> str:

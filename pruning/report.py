@@ -19,7 +19,7 @@ from common.report.folders import Folder, usable
 from common.report.pictures import FigureFile
 from common.stats import FEWEST, Interval
 from common.tables import Table, counted
-from pruning.arms import Arm, accuracy_against_sparsity, comparable, mean, peculiar, training
+from pruning.arms import Arm, accuracy_against_sparsity, comparable, mean, peculiar
 from pruning.fair import at_equal_multiply_adds, best_dense
 from pruning.records import Metrics, Run, percent
 from pruning.savings import accuracy_against_savings, measured_text
@@ -87,8 +87,11 @@ def listed(title: str, runs: Sequence[Run], shown: Sequence[FigureFile]) -> Deta
 
 
 def most_alike(runs: Sequence[Run]) -> Run | None:
-    """Returns the run that is most like the original report's: its sparsities, pruned at once, with figures, long."""
-    reference = [run for run in runs if run.metrics.allocation == "reference"]
+    """Returns the run that is most like the original report's: its sparsities, pruned at once, with figures, long.
+
+    `allocation` is the arm's name: filters, random weights and the like are not the report's sparsities.
+    """
+    reference = [run for run in runs if run.allocation == "reference"]
     real = [run for run in reference if not run.folder.stand_in_for] or reference
 
     def likeness(run: Run) -> tuple[bool, bool, int, int]:
@@ -101,7 +104,7 @@ def same_but_for_the_seed(main: Run, runs: Sequence[Run]) -> Arm:
     """Returns `main` and the runs that differ from it in nothing but the seed, by seed."""
     arm = {main.metrics.seed: main}
     for run in runs:
-        if run.metrics.allocation == "reference" and (run.schedule, run.recipe) == (main.schedule, main.recipe):
+        if run.allocation == "reference" and (run.schedule, run.recipe) == (main.schedule, main.recipe):
             arm.setdefault(run.metrics.seed, run)
     return arm
 
@@ -160,7 +163,7 @@ def said_and_measured(run: Run) -> Table:
         ["multiply-adds saved", "", metrics.saved(metrics.theoretical_speedup)],
         ["file, half precision", "", metrics.file],
     ]
-    caption = f"Run {run.folder.name}, seed {metrics.seed}: {training(metrics)}."
+    caption = f"Run {run.folder.name}, seed {metrics.seed}: {run.training}."
     return Table(["", "the original report", "we measured"], rows, caption)
 
 

@@ -12,14 +12,14 @@ from common import cli, data
 from common.device import set_up
 from common.experiment import Run, say
 from pruning import account, figures, measures, rounds
-from pruning.allocation import Sparsities, choose, sparsities_of
+from pruning.allocation import Sparsities, choose, overall_sparsity, sparsities_at, sparsities_of
 from pruning.calibration import batches, recalibrated
 from pruning.criteria import Scorer, Scores, scorer
 from pruning.filters import clear_filters, filter_counts, weight_masks
 from pruning.masks import Masks, apply_masks
 from pruning.rewind import require_learning
 from pruning.schedule import MaskSchedule
-from pruning.sensitivity import Sensitivity, scan
+from pruning.sensitivity import SPARSITIES, Sensitivity, scan
 from pruning.settings import Settings
 from pruning.smaller import account_smaller, export_onnx, require_onnx, smaller_network
 from pruning.sparse_start import check_given, kept_weights, not_below
@@ -35,7 +35,7 @@ def main(settings: Settings) -> None:
         say(f"note: --dense-weights trains no dense network: {', '.join(unused)} has no effect")
     if settings.onnx:
         require_onnx("--onnx")
-    if settings.resume is None:
+    if settings.begins:
         check_given(settings)  # refused before any work, if at all
     device = set_up(settings.device, settings.threads)
     dataset = data.load(
@@ -73,6 +73,7 @@ def main(settings: Settings) -> None:
 
     say("2/6 sensitivity scan")
     score = scorer(settings.criterion, dataset, settings.label_smoothing, settings.ranked_by)
+    metrics["dense_sparsity"] = 0.0 if kept is None else overall_sparsity(kept, sparsities_at(kept))
     metrics["sensitivity"] = run.remembered(
         "sensitivity", lambda: scan_layers(run, settings, dataset, held_out, dense, score)
     )
@@ -136,12 +137,16 @@ def scan_layers(
 ) -> Sensitivity:
     """Returns the accuracy on `split` for every layer pruned alone, at each sparsity of the scan.
 
-    With `--retrain-per-layer` every layer is scanned on a network trained anew, as in the original report.
+    With `--retrain-per-layer` every layer is scanned on a network trained anew, as in the original report. There, and
+    with `--recalibrate`, the curves begin with the network that is scanned, nothing pruned: it is not the dense one.
     """
+    another = settings.retrain_per_layer or settings.recalibrate
+    sparsities = (0.0, *SPARSITIES) if another else SPARSITIES
     inputs, labels = measures.inputs(dataset, split), split.labels
     calibration = batches(dataset) if settings.recalibrate else None
     if not settings.retrain_per_layer:
-        return scan(dense, inputs, labels, calibration=calibration, scores=score(dense), importance=settings.ranked_by)
+        scores, by = score(dense), settings.ranked_by
+        return scan(dense, inputs, labels, None, sparsities, calibration=calibration, scores=scores, importance=by)
     curves: Sensitivity = {}
     for layer in prunable_layers(dense):
         retrained = train_dense(run, settings, dataset, f"dense-{layer}")
@@ -150,6 +155,7 @@ def scan_layers(
             inputs,
             labels,
             layers=[layer],
+            sparsities=sparsities,
             calibration=calibration,
             scores=score(retrained),
             importance=settings.ranked_by,

@@ -103,7 +103,8 @@ class MaskSchedule:
         """
         if not self.regrow or not self.is_due(step, total_steps):
             return None
-        return exchange(kept, weights, self.regrow * cosine_share(step / self._last_pruning(total_steps)))
+        share = self.regrow * cosine_share(step / self._last_pruning(total_steps))
+        return exchange(kept, weights, share, self.start)
 
     def _last_pruning(self, total_steps: int) -> int:
         return math.ceil(self.gradual_fraction * total_steps)

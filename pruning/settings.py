@@ -51,7 +51,7 @@ class Settings(RunSettings):
     The zeros of a network that is sparse already stay zero; --sparsity counts them."""
     initialisation: Initialisation = "identity"
     """Start of the convolutions: the identity (airbench, Jordan 2024), or default, PyTorch's own random weights.
-    A network that starts as the identity loses much less accuracy when it is pruned."""
+    Which one a network starts from changes what pruning costs it: docs/pruning.md."""
     epochs: Annotated[int, Ge(1)] = 10
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
@@ -158,12 +158,17 @@ class Settings(RunSettings):
         """What ranks the filters; None where single weights are pruned, by magnitude."""
         return self.filter_importance if self.granularity == "filter" else None
 
+    @property
+    def begins(self) -> bool:
+        """Whether this is a new run; one that goes on has taken over the network and the sparsities given to it."""
+        return self.resume is None and self.extended_from is None
+
     def without_effect(self) -> list[str]:
         """Returns the options given that change nothing: beside `--dense-weights` no dense network is trained.
 
         They are not refused: a sweep shares them between arms that train and arms that are given a network.
         """
-        if self.dense_weights is None:
+        if self.dense_weights is None or self.rewind != "none":  # what rewinds repeats that training
             return []
         usual = {name: getattr(Settings, name) for name in ("epochs", "learning_rate", "warmup")}
         usual |= {name: value for name, value in self.smoke.items() if name in usual and self.smoke_test}
@@ -172,7 +177,7 @@ class Settings(RunSettings):
 
     def check(self) -> None:
         """Raises UsageError for settings that contradict each other."""
-        if self.dense_weights is not None and self.resume is None and not self.dense_weights.is_file():
+        if self.dense_weights is not None and self.begins and not self.dense_weights.is_file():
             raise UsageError(f"--dense-weights {self.dense_weights}: no such file")
         if self.dense_weights is not None and self.retrain_per_layer:
             raise UsageError(
@@ -214,7 +219,7 @@ class Settings(RunSettings):
             raise UsageError(
                 f"--sparsity {self.sparsity} with --allocation given, whose sparsities are those of --sparsities-from"
             )
-        if self.sparsities_from is not None and self.resume is None and not self.sparsities_from.is_dir():
+        if self.sparsities_from is not None and self.begins and not self.sparsities_from.is_dir():
             raise UsageError(f"--sparsities-from {self.sparsities_from}: no such folder")
         if self.criterion == "taylor" and self.allocation in ("lamp", "random"):
             why = "LAMP's score is one of magnitudes" if self.allocation == "lamp" else "its masks are random"

@@ -31,12 +31,12 @@ def main(options: Share) -> None:
     load(options.run)  # which refuses what is damaged
     metrics = finished_metrics(options.run, "finetuned_accuracy", "pruning/run.py")
     settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
-    sharing.share(options, settings, metrics, card(settings, metrics))
+    sharing.share(options, settings, metrics, card(settings, metrics, small=options.small))
     print(options.folder)
 
 
-def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
-    """Returns what the model card says of the network."""
+def card(settings: Settings, metrics: Mapping[str, Any], *, small: bool = False) -> Card:
+    """Returns what the model card says of the network; a `small` folder has the packed file alone."""
     name, filters = str(metrics["dataset"]["name"]), settings.granularity == "filter"
     return Card(
         what=(
@@ -56,7 +56,7 @@ def card(settings: Settings, metrics: Mapping[str, Any]) -> Card:
         load=LOAD,
         limits=[
             f"`load` gives the smaller network that the filters left, `checkpoints/{SMALLER}`, which is faster."
-            if filters
+            if filters and not small
             else "Once loaded, pruned weights are zeros in a network of the full size: torch is not faster on it. A "
             "`.safetensors` file has the zeros too; the `network.*.sparse` files of a run are small.",
             f"32×32 RGB images of {len(metrics['classes'])} classes; `load` normalises them as `metrics.json` says.",

@@ -10,8 +10,8 @@ tensor has one section.
 A gap takes one byte; 255 means "255, and more follows". zstandard at level 19 compresses the gaps to within 1.5 % of
 the entropy of the mask, at every sparsity from 50 to 98 %. LZMA needs 2 to 13 % more than the entropy; the range coder
 of constriction needs under 0.2 % more, but it is a dependency with few users and no stable format. From Python 3.14 on,
-zstandard is in the standard library. Sections of more than a megabyte are compressed at level 1: level 19 takes seconds
-and makes them 1.5 % smaller at best.
+zstandard is in the standard library. Other sections of more than a megabyte are compressed at level 1: level 19 takes
+seconds and makes them 1.5 % smaller at best.
 
 Codebooks of shared values, found by k-means, follow Han et al. 2016, "Deep Compression", section 3.
 """

@@ -15,7 +15,7 @@ from common.data import Augmentation, Dataset
 from common.device import autocast, random_stream, stream_seed
 from common.errors import RunError
 from common.experiment import Run
-from common.files import load_weights, save_weights
+from common.files import save_weights
 from common.training import Recipe, TrainState, fit
 from pruning import measures
 from pruning.calibration import batches, recalibrate
@@ -82,7 +82,7 @@ def fine_tune(
             if settings.recalibrate:
                 recalibrate(network, batches(dataset))
             if (tuned_before := run.start_weights(stage)) is not None:
-                pruner.go_on(tuned_before, run.start_weights("masks") or {})
+                pruner.go_on(tuned_before, _masks(run.start_weights("masks"), run.path / "masks.safetensors", network))
             if settings.granularity == "filter" and not schedule.gradual:  # they are gone: what is left trains faster
                 smaller = smaller_network(network, pruner.masks)
                 trained = _fit_again(run, stage, settings, dataset, smaller, do_nothing, pruner.masks, teacher)
@@ -93,8 +93,12 @@ def fine_tune(
             save_weights(masks_file(run, stage), pruner.masks)
             return result
 
-        _load(network, run.remembered_weights(stage, tuned), run.checkpoints / f"{stage}.safetensors")
-        masks = _load_masks(masks_file(run, stage), network)
+        weights = run.checkpoints / f"{stage}.safetensors"
+        _load(network, run.remembered_weights(stage, tuned), weights)
+        path = masks_file(run, stage)
+        if not path.exists():
+            raise RunError(f"{path}: missing; delete {weights.name} to repeat that stage and those after it")
+        masks = _masks(run.remembered_weights(path.stem, dict), path, network)
     assert masks is not None
     return masks
 
@@ -269,9 +273,10 @@ def _load(network: VGG11, weights: dict[str, Tensor], origin: Path) -> None:
     network.load_state_dict(weights)
 
 
-def _load_masks(path: Path, network: VGG11) -> Masks:
-    masks, weights = load_weights(path), prunable_weights(network)
-    if {name: mask.shape for name, mask in masks.items()} != {name: weight.shape for name, weight in weights.items()}:
-        raise RunError(f"{path}: not the masks of this network; delete finetuned.safetensors to repeat that stage")
-    like = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in weights.items()}  # device and layout
-    return {name: empty.copy_(masks[name]) for name, empty in like.items()}
+def _masks(stored: Mapping[str, Tensor] | None, path: Path, network: VGG11) -> Masks:
+    """Returns the masks that `path` holds, in the layout of the network's weights."""
+    weights = prunable_weights(network)
+    if stored is None or {n: m.shape for n, m in stored.items()} != {n: w.shape for n, w in weights.items()}:
+        raise RunError(f"{path}: {'missing' if stored is None else 'not the masks of this network'}")
+    like = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    return {name: empty.copy_(stored[name]) for name, empty in like.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.errors import RunError, require_shape
+from common.errors import RunError, UsageError, require_shape
 from common.files import finished_metrics
 from pruning.given import read_network
 from pruning.sparse_file import load_sparse
@@ -37,9 +37,11 @@ class TrainedNetwork(nn.Module):
         """Returns logits `(N, classes)` for images `(N, 3, 32, 32)`, uint8 or floats in [0, 1].
 
         Raises:
-            UsageError: images of another shape.
+            UsageError: images of another shape, or of other integers.
         """
         require_shape("images", images.shape, (3, 32, 32))
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise UsageError(f"images are {images.dtype}; give torch.uint8 from 0 to 255, or floats from 0 to 1")
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         normalised = (pixels - self.get_buffer("mean")) / self.get_buffer("std")
         logits: Tensor = self.network(normalised.contiguous(memory_format=torch.channels_last))

@@ -144,6 +144,16 @@ def test_scan_budget_reads_the_curve() -> None:
     assert sparsities["b"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_curve_that_has_a_point_at_0_is_measured_from_it() -> None:
+    """That of a network trained anew: a point below the dense one, it loses nothing all the same."""
+    weights = {"a": torch.randn(1000)}
+    own = {"a": {"0.0": 0.858, **{str(s): 0.858 if s <= 0.9 else 0.5 for s in SPARSITIES}}}
+    without = {"a": {name: value for name, value in own["a"].items() if name != "0.0"}}
+    ours, other = (allocation.scan_for_budget(weights, curves, 0.87, 0.01)["a"] for curves in (own, without))
+    assert ours == pytest.approx(0.9 + 0.05 * 0.01 / 0.358, abs=1e-3)
+    assert other < 0.1
+
+
 def test_scan_spares_the_sensitive_layer() -> None:
     sparsities = allocation.scan_for_sparsity(some_weights(), falling_curves(), 0.9, 0.8)
     assert sparsities["d"] < sparsities["b"] < sparsities["a"]

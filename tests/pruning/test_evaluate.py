@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from common import cli
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.files import save_weights
 from pruning import load
 from pruning.evaluate import Evaluate, main
@@ -62,6 +62,8 @@ def test_logits_are_those_of_the_normalised_images(run: Path, file: str, network
     torch.testing.assert_close(loaded(images()), logits(network, MEAN, STD))
     torch.testing.assert_close(loaded(images() / 255), logits(network, MEAN, STD))
     assert not loaded.training
+    with pytest.raises(UsageError, match=r"images are torch.int64; give torch.uint8 from 0 to 255"):
+        loaded(images().long())
 
 
 def test_a_file_without_its_run_is_normalised_as_cifar10(run: Path, network: VGG11, tmp_path: Path) -> None:

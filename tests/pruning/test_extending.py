@@ -1,5 +1,6 @@
 """A finished fine-tuning goes on under the masks that it ended with."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,40 @@ def test_after_gradual_pruning_the_masks_change_no_more(keep: str, tmp_path: Pat
     gradual = ["--schedule", "gradual", "--regrow", "0.3", keep]
     short = go(tmp_path, "short", *SMALL, *gradual, "--finetune-epochs", "1")
     longer = go(tmp_path, "longer", "--extend", str(short), "--finetune-epochs", "2")
+    goes_on_under_its_masks(short, longer)
+
+
+def test_in_rounds_the_last_one_goes_on_under_its_masks(tmp_path: Path) -> None:
+    rounds = ["--schedule", "iterative", "--rounds", "2", "--keep-state"]
+    short = go(tmp_path, "short", *SMALL, *rounds, "--finetune-epochs", "1")
+    longer = go(tmp_path, "longer", "--extend", str(short), "--finetune-epochs", "2")
+    goes_on_under_its_masks(short, longer)
+    for name in ("round1", "round1.masks"):
+        ours, before = weights_of(longer, name), weights_of(short, name)
+        assert all(torch.equal(ours[key], tensor) for key, tensor in before.items())
+
+
+def test_without_its_masks_it_does_not_go_on(tmp_path: Path) -> None:
+    short = go(tmp_path, "short", *SMALL, "--finetune-epochs", "1")
+    (short / "checkpoints" / "masks.safetensors").unlink()
+    with pytest.raises(SystemExit) as stop:
+        go(tmp_path, "longer", "--extend", str(short), "--finetune-epochs", "2")
+    assert stop.value.code == 1
+
+
+def test_files_given_to_the_finished_run_may_be_gone(tmp_path: Path) -> None:
+    dense = go(tmp_path, "dense", *SMALL, "--finetune-epochs", "1")
+    given = tmp_path / "given.safetensors"
+    given.write_bytes((dense / "checkpoints" / "dense.safetensors").read_bytes())
+    start = ["--dense-weights", str(given), "--allocation", "given", "--sparsities-from", str(dense)]
+    short = go(tmp_path, "short", "--smoke-test", "--latency-seconds", "0", *start, "--finetune-epochs", "1")
+    given.unlink()
+    shutil.rmtree(dense)
+    longer = go(tmp_path, "longer", "--extend", str(short), "--finetune-epochs", "2")
+    goes_on_under_its_masks(short, longer)
+
+
+def goes_on_under_its_masks(short: Path, longer: Path) -> None:
     masks = weights_of(longer, "masks")
     assert all(torch.equal(masks[name], mask) for name, mask in weights_of(short, "masks").items())
     weights, before = weights_of(longer, "finetuned"), weights_of(short, "finetuned")

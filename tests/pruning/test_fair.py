@@ -29,7 +29,10 @@ def test_the_best_dense_networks_are_those_of_any_recipe_on_the_same_images() ->
     better = [run("b", seed, 0.89 + seed / 1000, label_smoothing=0.2) for seed in (0, 1)]
     once = run("c", 0, 0.95)  # a single one, beside recipes of several seeds
     elsewhere = [run("d", seed, 0.99, dataset={"name": "digits", "source": "y"}) for seed in (0, 1)]
-    best = best_dense(ours[0], [*ours, *better, once, *elsewhere])
+    some = {"name": "cifar10", "source": "x", "images": 6000, "of": 60_000}
+    elsewhere += [run("e", seed, 0.99, dataset=some) for seed in (0, 1)]
+    sparse = [run("f", seed, 0.99, dense_sparsity=0.77) for seed in (0, 1)]  # was given sparse
+    best = best_dense(ours[0], [*ours, *better, once, *elsewhere, *sparse])
     assert best == Best("b, trained as long", (0.89, 0.891))
     assert best_dense(ours[0], ours) == Best("a, as first trained", (0.88, 0.881))  # better than when trained on
     one = run("a", 1, 0.87, dense_accuracy=0.88)  # both seeds started from one network, which counts once
@@ -49,6 +52,29 @@ def test_arms_are_compared_with_the_best_dense_networks_unpaired() -> None:
     assert row["file (pruning's own part)"] == "0.40 MB (40.0×)"
     same = losses_of(arms, controls, "Recipe", Best("a, trained as long", (0.871, 0.87)))
     assert "best dense" not in "".join([*same.head, same.caption])
+
+
+def test_a_control_that_was_trained_for_other_epochs_is_none() -> None:
+    """Five rounds of 4 epochs beside a control of 4, and beside one of 20."""
+    rounds = {"schedule": "iterative", "rounds": 5}
+    pruned, once = run("a", 0, 0.85, 0.05, **rounds), run("a", 0, 0.84, 0.05)
+    short, long = run("a", 0, 0.87), run("a", 0, 0.88, **rounds)
+    assert [of.epochs_after for of in (pruned, once, short, long)] == [20, 4, 4, 20]
+    for controls, expected in (([short], ["−3.00", ""]), ([short, long], ["−3.00", "−3.00"])):
+        arms, found, _ = arms_of([pruned, once, *controls])
+        table = losses_of(arms, found, "Recipe")
+        assert [row[5] for row in table.rows] == expected
+        assert "dense control, trained for 4 epochs more: 87.00 %" in table.caption
+        assert ("trained for 20 epochs more: 88.00 %" in table.caption) == (long in controls)
+
+
+def test_what_a_run_did_after_the_dense_training_is_told() -> None:
+    assert run("a", 0, 0.8).training == "10 epochs, then 4 of fine-tuning"
+    rounds = {"schedule": "iterative", "rounds": 3}
+    assert run("a", 0, 0.8, **rounds).training == "10 epochs, then 3 rounds of 4 of fine-tuning"
+    rewound = run("a", 0, 0.8, **rounds, rewind="weights")
+    assert rewound.training == "10 epochs, then 3 rounds of the last 95 % of them again"
+    assert rewound.epochs_after == 28.5
 
 
 def test_equal_multiply_adds_by_hand() -> None:
@@ -85,6 +111,12 @@ def test_equal_multiply_adds_by_hand() -> None:
             "iterative (5 rounds, weights rewound)",
         ),
         ({"schedule": "iterative", "rounds": 1}, "uniform", "iterative (1 round)"),
+        (
+            {"schedule": "iterative", "rounds": 3, "rewind": "rate", "rewind_fraction": 0.0},
+            "uniform",
+            "iterative (3 rounds, rate rewound to 0)",
+        ),
+        ({"recalibrate": True, "criterion": "own"}, "uniform, own", "gradual, recalibrated"),
     ],
 )
 def test_arms_are_named_by_criterion_and_rounds(changes: dict[str, Any], allocation: str, schedule: str) -> None:

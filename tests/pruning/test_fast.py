@@ -160,11 +160,12 @@ def test_anything_else_runs_as_torch_runs_it(passes: list[int], monkeypatch: pyt
     runs_plainly(some_layers(nn.ReLU(), nn.MaxPool2d(2, padding=1)), maps)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         some_layers(nn.ReLU())(some_maps()[:1, :, :1, :1])
-    hooked = some_layers(nn.ReLU())
-    seen: list[Tensor] = []
-    hooked[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    runs_plainly(hooked, maps)
-    assert seen
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        hooked = some_layers(nn.ReLU())
+        seen: list[object] = []
+        getattr(hooked[1], register)(lambda *of, seen=seen: seen.append(of))
+        runs_plainly(hooked, maps)
+        assert seen
     with monkeypatch.context() as patch:
         patch.setattr(fast, "PLAIN", True)
         runs_plainly(some_layers(nn.ReLU()), maps)

@@ -87,6 +87,19 @@ def test_exchange_agrees_with_a_naive_version(
     assert share == 0 or (after & ~before).any()
 
 
+def test_an_exchange_takes_back_only_what_is_allowed(generator: torch.Generator) -> None:
+    """Of 1000 weights 200 are kept, and 100 more may come back: no more than those 100 can be exchanged."""
+    weight = torch.randn(1000, generator=generator).requires_grad_()
+    weight.grad = torch.randn(1000, generator=generator)
+    allowed = magnitude_mask(weight, 0.7)
+    before = magnitude_mask(weight, 0.8)
+    for share, leaving in ((0.25, 50), (1.0, 100)):
+        after = exchange({"a": before}, {"a": weight}, share, {"a": allowed})["a"]
+        assert after.sum() == 200
+        assert not (after & ~allowed).any()
+        assert 0 < (after & ~before).sum() <= leaving
+
+
 @pytest.mark.parametrize(
     "optimizer_class",
     [

@@ -11,6 +11,7 @@ from common.cli import to_yaml
 from common.files import save_weights
 from common.sharing import Share
 from pruning import load
+from pruning.filters import Granularity
 from pruning.settings import Settings
 from pruning.share import main
 from pruning.sparse_file import save_sparse
@@ -41,17 +42,22 @@ def test_a_shared_folder_is_loaded_like_the_run(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(load(folder)(images), load(run)(images))
 
 
-def test_a_small_folder_has_the_packed_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_a_small_folder_has_the_packed_network(
+    granularity: Granularity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_narrow_network(monkeypatch)
     run, folder, network = tmp_path / "run", tmp_path / "vgg", VGG11(2)
     save_weights(run / "checkpoints" / "finetuned.safetensors", network.state_dict())
     packed = run / "checkpoints" / "network.codebook5.sparse"
     size = save_sparse(packed, network.state_dict(), {}, "codebook5")
-    (run / "config.yaml").write_text(to_yaml(Settings()))
+    (run / "config.yaml").write_text(to_yaml(Settings(granularity=granularity)))
     metrics = {**METRICS, "sparse_files": {"codebook5": {"bytes": size, "accuracy": 0.4375}}}
     (run / "metrics.json").write_text(json.dumps(metrics))
     cli.command(main, Share, [str(run), str(folder), "--small"])
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [packed.name]
-    assert f"{size:,} bytes, with test accuracy 0.4375" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"{size:,} bytes, with test accuracy 0.4375" in card
+    assert ("zeros in a network of the full size" in card, "smaller network" in card) == (True, False)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(load(folder)(images), load(packed)(images))

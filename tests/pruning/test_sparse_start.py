@@ -1,5 +1,6 @@
 """A run that starts from a sparse network: what counts as sparse, what is refused, and that its zeros stay."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from common.files import save_weights
 from pruning.allocation import reference, sparsities_at
 from pruning.given import read_masks
 from pruning.masks import Masks, apply_masks, magnitude_masks
+from pruning.schedule import MaskSchedule
 from pruning.settings import Settings
 from pruning.sparse_file import save_sparse
 from pruning.sparse_start import check_given, kept_weights
@@ -131,6 +133,27 @@ def test_a_run_keeps_the_masks_and_says_so_also_without_the_file(
     assert kept is not None
     assert sparsities_at(kept) == sparsities_at(sparse[1])
     assert kept_weights(run, Settings(results_dir=tmp_path), weights) is None
+
+
+def test_zeros_of_a_sparse_start_do_not_come_back_by_regrowth(sparse: tuple[dict[str, Tensor], Masks]) -> None:
+    weights = {name: sparse[0][f"{name}.weight"].clone().requires_grad_() for name in sparse[1]}
+    for weight in weights.values():
+        weight.grad = torch.randn_like(weight)
+    chosen = Settings(schedule="gradual", regrow=0.5, allocation="uniform", sparsity=0.95)
+    schedule = MaskSchedule.from_settings(chosen, dict.fromkeys(weights, 0.95), sparse[1])
+    kept = magnitude_masks(weights, dict.fromkeys(weights, 0.9), sparse[1])
+    regrown = schedule.regrown_at(1, 10, weights, kept)
+    assert regrown is not None
+    assert any((regrown[name] & ~kept[name]).any() for name in kept)
+    assert not any((regrown[name] & ~sparse[1][name]).any() for name in kept)
+
+
+def test_what_a_given_network_leaves_without_effect() -> None:
+    given = Settings(dense_weights=Path("x"), epochs=20, learning_rate=0.05)
+    assert given.without_effect() == ["--epochs 20", "--learning-rate 0.05"]
+    rewound = dataclasses.replace(given, schedule="iterative", rewind="rate")
+    assert rewound.without_effect() == []  # it repeats that training
+    assert Settings(epochs=20).without_effect() == []
 
 
 def test_a_dense_network_has_nothing_to_keep(tmp_path: Path) -> None:

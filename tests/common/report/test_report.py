@@ -109,6 +109,16 @@ def test_a_claim_is_judged_by_its_interval_only(tmp_path: Path) -> None:
     assert "dense open" in pruning_verdict(find(tmp_path / "five"))
 
 
+def test_only_runs_like_the_original_reports_make_its_claim(tmp_path: Path) -> None:
+    """Random weights, whole filters, and statistics that were recomputed are none, whatever their name or seed."""
+    others = {"criterion": "random"}, {"granularity": "filter", "filter_sparsity": 0.7}, {"recalibrate": True}
+    for seed, changes in enumerate(others, 1):
+        pruning_run(tmp_path / f"a{seed}", seed=seed, **changes)
+    pruning_run(tmp_path / "z")
+    (claim,) = pruning_section(find(tmp_path)).claims
+    assert (claim.seeds, claim.evidence.startswith("pruning-claim-z")) == (1, True)
+
+
 def test_what_a_network_at_chance_saves_is_marked(tmp_path: Path) -> None:
     """Its recalibrated accuracy and dense first layer are told too, of the run that has them."""
     pruning_run(tmp_path / "ours")
