@@ -142,6 +142,7 @@ class Run:
         path = self.checkpoints / f"{name}.safetensors"
         if not path.exists():
             self._forget_from(path.name)
+        if not path.exists():
             save_weights(path, compute())
             # The training's own checkpoint is needed only to go on with a finished run.
             state, extension = self.checkpoints / f"{name}.state.pt", self.settings.extension
@@ -173,7 +174,9 @@ class Run:
                 (self.checkpoints / name).unlink(missing_ok=True)
         for training in self.checkpoints.glob("*.state.pt"):
             training.unlink()
+        self._memory.pop(extending.EXTENDED, None)
         self._remember()
+        extending.begin(self)  # a run that extends one has what that one ended with again
 
     # -- a run that extends a finished one ----------------------------------------------------------------------------
 

@@ -51,8 +51,11 @@ def replace(path: Path, content: bytes, older: Path | None = None) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+MARK = "trilab-"  # in the names of files that are being written: no other hidden file is taken for one
+
+
 def _write_and_rename(path: Path, content: bytes, older: Path | None) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{MARK}")
     try:
         with os.fdopen(descriptor, "wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -72,7 +75,7 @@ def _write_and_rename(path: Path, content: bytes, older: Path | None) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Deletes what killed processes left in `folder` of files that they were writing; no file that one writes now."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) and path.is_file():
+        if re.fullmatch(rf"\..+\.{MARK}[a-z0-9_]{{8}}", path.name) and path.is_file():
             with contextlib.suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
                 path.unlink()

@@ -154,11 +154,11 @@ def scale_steps(model: VAE, prior: Normal) -> None:
 
     The shift by μ₀ is left: it moves the decoder's first bias with every step of its first weights.
     """
-    deviation = float(prior.stddev)
-    halves = torch.tensor([deviation, 1.0]).repeat_interleave(model.posterior.out_features // 2)
+    deviation, device = float(prior.stddev), model.posterior.weight.device
+    halves = torch.tensor([deviation, 1.0], device=device).repeat_interleave(model.posterior.out_features // 2)
     parametrize.register_parametrization(model.posterior, "weight", _Scaled(halves[:, None]))
     parametrize.register_parametrization(model.posterior, "bias", _Scaled(halves))
-    columns = torch.ones(model.from_code.in_features)
+    columns = torch.ones(model.from_code.in_features, device=device)
     columns[: model.posterior.out_features // 2] = 1 / deviation  # the rest are of a conditional model's classes
     parametrize.register_parametrization(model.from_code, "weight", _Scaled(columns))
 

@@ -44,7 +44,7 @@ class Sample:
     label: Annotated[int | None, tyro.conf.arg(aliases=["--class"])] = None
     """Class of the images, for a conditional model; none draws the classes by their frequency."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of the draw; the samples of a run's own figures are those of its seed."""
+    """Seed of the draw. A run's own figures show samples of its seed, with --generated as the count."""
     encode: Path | None = None
     """Folder of images, or one image, whose codes are written: the means of their posteriors."""
     reconstruct: Path | None = None
@@ -122,9 +122,12 @@ def written_images(path: Path, images: Tensor, names: list[str] | None = None, b
         write_atomically(path, _png(image_grid(rows)))
     else:
         width = len(str(len(images) - 1))
+        stems = [str(Path(name).with_suffix("")) for name in names or []]
         for number, image in enumerate(images):
-            stem = Path(names[number]).with_suffix("") if names else Path(f"{number:0{width}d}")
-            write_atomically(path / stem.with_suffix(".png"), _png(image))
+            stem = f"{number:0{width}d}"
+            if names:  # x.png and x.jpg stay two images
+                stem = names[number] if stems.count(stems[number]) > 1 else stems[number]
+            write_atomically(path / f"{stem}.png", _png(image))
     return path
 
 

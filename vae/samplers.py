@@ -59,10 +59,16 @@ def fitted_mixture(means: Tensor, seed: int) -> dict[str, Tensor]:
     say(f"    fitting a mixture of {components} Gaussians to {len(means):,} codes of {means.shape[1]} dimensions")
     random_state = stream_seed(seed, "mixture codes")
     # One iteration of EM a call, each from where the last one ended: the same mixture as in one call, and a bar.
-    mixture = GaussianMixture(
-        components, reg_covar=1e-5, random_state=random_state, warm_start=True, max_iter=1, covariance_type="full"
-    )
     codes = means.double().cpu().numpy()
+    spread = codes.var(0).mean()  # of codes under a narrow prior 1e-5 would be most of the variance
+    mixture = GaussianMixture(
+        components,
+        reg_covar=1e-5 * min(1.0, max(100 * spread, 1e-30)),
+        random_state=random_state,
+        warm_start=True,
+        max_iter=1,
+        covariance_type="full",
+    )
     with progress_bar("mixture", 0, ITERATIONS, unit="iteration", delay=2.0) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for _ in range(ITERATIONS):

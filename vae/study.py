@@ -10,6 +10,7 @@ from __future__ import annotations
 import common.stopping  # noqa: F401 — a signal during the imports below ends the script in one line
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def main(settings: StudySettings) -> None:
         shape=(1, 28, 28),
         data_dir=settings.data_dir,
         device=device,
+        max_images=settings.max_images,
         resize=settings.resize,
     )
     models = {name: settings.model_settings(arm) for name, arm in settings.models.items()}
@@ -177,28 +179,31 @@ def draw(
             }
             for pairing, curve in lines.items()
         }
-        file = network.replace(" ", "-")
+        file = re.sub(r"[^\w.]+", "-", network)
         run.figure(f"quality_against_beta-{file}", study_figures.quality_against_beta(curves, network, caption))
         run.figure(f"samples_against_beta-{file}", study_figures.samples_against_beta(sheets, network, caption))
     if claims:
         run.figure("claims", study_figures.claims(claims, caption))
 
 
+OF_A_LINE = {  # settings that tell the lines and the points of one network's figure apart
+    *("beta", "prior", "prior_mean", "prior_std", "sample_prior", "sample_mean", "sample_std"),
+}
 Sweep = dict[str, dict[float, tuple[str, bool]]]  # pairing → β → the model, and whether its samples are mismatched
 
 
 def beta_sweeps(models: Mapping[str, Settings]) -> dict[str, Sweep]:
     """Returns the models that differ in β alone, three or more of them, by network and by pairing.
 
-    A pairing is the prior of the training and the one that the codes of the samples are from. Conditional models are a
-    network of their own. A model trained on the importance-weighted bound has no β and is left out.
+    A pairing is the prior of the training and the one that the codes of the samples are from. Models that differ in
+    any other setting are networks of their own. A model trained on the importance-weighted bound has no β and is left
+    out.
     """
     networks: dict[str, Sweep] = {}
-    for name, settings in models.items():
-        if settings.objective == "iwae":
-            continue
-        network = f"{settings.arch} {settings.latent}"
-        sweep = networks.setdefault(f"conditional {network}" if settings.conditional else network, {})
+    chosen = {name: settings for name, settings in models.items() if settings.objective != "iwae"}
+    named = network_names(list(chosen.values()))
+    for (name, settings), network in zip(chosen.items(), named, strict=True):
+        sweep = networks.setdefault(network, {})
         trained = f"trained under {settings.prior_label}"
         sweep.setdefault(f"{trained}, samples from it", {})[settings.beta] = (name, False)
         if (mismatched := settings.mismatched_parameters) is not None:
@@ -209,6 +214,18 @@ def beta_sweeps(models: Mapping[str, Settings]) -> dict[str, Sweep]:
         for network, sweep in networks.items()
     }
     return {network: sweep for network, sweep in wide.items() if sweep}
+
+
+def network_names(models: Sequence[Settings]) -> list[str]:
+    """Returns what each model's network is called: equal for those that differ in nothing but β and their priors."""
+    names = [f"{'conditional ' if of.conditional else ''}{of.arch} {of.latent}" for of in models]
+    rest = [{k: v for k, v in dataclasses.asdict(of).items() if k not in OF_A_LINE} for of in models]
+    told = []
+    for name, settings in zip(names, rest, strict=True):
+        alike = [other for other, of in zip(rest, names, strict=True) if of == name]
+        differ = [key for key, value in settings.items() if any(other[key] != value for other in alike)]
+        told.append(", ".join([name, *(f"{key.replace('_', ' ')} {settings[key]}" for key in differ)]))
+    return told
 
 
 def of_samples(figures: Mapping[str, Sequence[float]], mismatched: bool) -> dict[str, Sequence[float]]:

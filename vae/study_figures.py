@@ -62,15 +62,18 @@ def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: 
 def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) -> Figure:
     """Every measure of the samples against β: a line for each pairing of prior and samples, mean with its interval.
 
-    `curves` holds every pairing's figures by β. Of two seeds each is drawn in place of an interval.
+    `curves` holds every pairing's figures by β, not all the same ones. Of two seeds each is drawn in place of an
+    interval.
     """
     sheet, panels = figure(f"Samples against β: {title}", caption, rows=2, columns=3, size=(11, 6.4))
-    betas = sorted(next(iter(curves.values())))
-    measured = {name: label for name, label in QUALITIES.items() if name in next(iter(curves.values()))[betas[0]]}
+    every = sorted({beta for curve in curves.values() for beta in curve})
+    a_model = next(iter(next(iter(curves.values())).values()))
+    measured = {name: label for name, label in QUALITIES.items() if name in a_model}
     for axes in panels[len(measured) :]:
         axes.set_visible(False)
     for axes, (measure, label) in zip(panels, measured.items(), strict=False):
         for place, (pairing, curve) in enumerate(curves.items()):
+            betas, colour, marker = sorted(curve), COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             seeds = len(curve[betas[0]][measure])
             means = [stats.mean(curve[beta][measure]) for beta in betas]
             estimates = np.array([of.estimate for of in means])
@@ -83,17 +86,21 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
                 capsize=2,
                 elinewidth=0.8,
                 label=pairing,
-                color=COLOURS[place],
-                marker=MARKERS[place],
+                color=colour,
+                marker=marker,
                 linestyle="--" if place % 2 else "-",
             )
             if seeds == 2:  # the interval of two is far wider than they lie apart
                 each = [curve[beta][measure] for beta in betas]
-                axes.plot(where, each, "_", color=COLOURS[place], markersize=5, alpha=0.7)
+                axes.plot(where, each, "_", color=colour, markersize=5, alpha=0.7)
         axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
         distance = measure.endswith("fid")
-        axes.set(xscale="log", xlabel="β in training", ylabel=label, yscale="log" if distance else "linear")
-        axes.set_xticks(betas, [f"{beta:g}" for beta in betas])
+        axes.set(xlabel="β in training", ylabel=label, yscale="log" if distance else "linear")
+        if every[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=every[1])  # 0 has a place left of the smallest β
+        axes.set_xticks(every, [f"{beta:g}" for beta in every])
         axes.xaxis.minorticks_off()
         if distance:  # 1200 in place of 1.2 × 10³
             axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
@@ -105,13 +112,16 @@ def quality_against_beta(curves: Mapping[str, Curve], title: str, caption: str) 
 
 def samples_against_beta(samples: Mapping[str, Mapping[float, Tensor]], title: str, caption: str) -> Figure:
     """Samples by pairing and β, all of the same standard normal draws; images `(16, 1, 28, 28)`."""
-    betas = sorted(next(iter(samples.values())))
+    betas = sorted({beta for of in samples.values() for beta in of})
     size = (1.55 * len(betas) + 1.4, 1.6 * len(samples) + 0.9)
     name = f"The same draws, decoded by every model: {title}"
     sheet, panels = figure(name, caption, rows=len(samples), columns=len(betas), size=size)
     cells = [(pairing, beta) for pairing in samples for beta in betas]
     for axes, (pairing, beta) in zip(panels, cells, strict=True):
-        show(axes, list(samples[pairing][beta].split(4)), caption=caption)
+        if beta in samples[pairing]:
+            show(axes, list(samples[pairing][beta].split(4)), caption=caption)
+        else:
+            axes.set(xticks=[], yticks=[], frame_on=False)
         if pairing == next(iter(samples)):
             axes.set_title(f"β = {beta:g}", fontsize=9)
         if beta == betas[0]:

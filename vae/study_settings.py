@@ -15,9 +15,8 @@ from common.sweep.file import REPLACED, Arm, SweepFile, groups_of, pairs_of, see
 from vae.settings import DATASETS, ImageSet, Settings
 
 SCRIPT = "vae/train.py"
-SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)} | {
-    "resize"
-}  # set for the study, not for a model
+# Set for the study, not for a model.
+SHARED = {field.name for field in dataclasses.fields(cli.RunSettings)} | {"resize", "max_images"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,8 @@ class StudySettings(SweepFile, cli.RunSettings):
     names is a folder of images, as for vae/train.py."""
     resize: bool = False
     """Resize the images of such a folder to 28×28 and turn them to grey; their aspect is not kept."""
+    max_images: Annotated[int, Ge(1000)] | None = None
+    """Images to use at most, the same share of the training, held-out and test images; none means all of them."""
     script: Annotated[str, tyro.conf.Fixed] = SCRIPT
     """The script of every run."""
     seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1
@@ -76,8 +77,9 @@ class StudySettings(SweepFile, cli.RunSettings):
         if self.smoke_test:
             chosen = {key: value for key, value in chosen.items() if key not in Settings.smoke} | {"smoke_test": True}
         passed: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "dataset")}
-        resize = {"resize": True} if self.resize else {}  # older studies have runs without it
-        return {**chosen, **passed, **resize, "seed": seed}
+        usual = {"resize": False, "max_images": None, "keep_state": False}  # older studies have runs without them
+        passed |= {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        return {**chosen, **passed, "seed": seed}
 
     def model_settings(self, arm: Arm) -> Settings:
         """Returns the settings of one model with the first seed, as vae/train.py resolves them."""

@@ -164,7 +164,8 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, file: str) -> None:
 
 def test_a_run_cleans_up_after_a_killed_write(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    left = [run.path / ".history.csv.abcdefgh", run.checkpoints / ".x.pt.abcdefgh", run.figures / ".a.png.12345678"]
+    names = (".history.csv.trilab-abcdefgh", "checkpoints/.x.pt.trilab-abcdefgh", "figures/.a.png.trilab-12345678")
+    left = [run.path / name for name in names]
     for path in left:
         path.touch()
     resumed(run)

@@ -159,6 +159,25 @@ def test_the_new_run_says_what_it_extends_and_leaves_that_as_it_is(tmp_path: Pat
     cli.run(main, Settings, ["--resume", str(longer)])
 
 
+@pytest.mark.parametrize("lost", ["net", "first"])
+def test_a_stage_that_is_repeated_begins_with_what_the_finished_run_ended_with(lost: str, tmp_path: Path) -> None:
+    short = go(tmp_path, "--epochs", "2", "--run-name", "short", "--keep-state")
+    longer = go(tmp_path, "--extend", str(short), "--epochs", "5", "--no-keep-state")
+    before, rows = weights_of(longer), rows_of(longer)
+    (longer / "metrics.json").unlink()
+    (longer / "checkpoints" / f"{lost}.safetensors").unlink()  # as the message of a damaged file says
+    cli.run(main, Settings, ["--resume", str(longer)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(longer).items())
+    assert rows_of(longer) == rows
+    assert not (longer / "checkpoints" / "start").exists()
+    (longer / "metrics.json").unlink()
+    (longer / "checkpoints" / f"{lost}.safetensors").unlink()
+    shutil.rmtree(short)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Settings, ["--resume", str(longer)])
+    assert stop.value.code == 1
+
+
 def test_tensorboard_has_the_whole_course(tmp_path: Path) -> None:
     short = go(tmp_path, "--epochs", "2", "--run-name", "short")
     events = EventAccumulator(str(go(tmp_path, "--extend", str(short), "--epochs", "4")))

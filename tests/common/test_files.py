@@ -114,13 +114,14 @@ def test_the_older_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path, capsys
 
 
 def test_what_killed_writes_left_is_removed_and_what_one_writes_now_is_not(tmp_path: Path) -> None:
-    for name in (".history.csv.abcd_123", ".lock", "history.csv", ".hidden", ".config.yaml.toolong_9"):
+    theirs = {".lock", "history.csv", ".hidden", ".config.yaml.trilab-toolong_9", ".env.template", ".bashrc.20240105"}
+    for name in (".history.csv.trilab-abcd_123", *theirs):
         (tmp_path / name).touch()
-    writing = (tmp_path / ".metrics.json.efgh4567").open("wb")
+    writing = (tmp_path / ".metrics.json.trilab-efgh4567").open("wb")
     fcntl.flock(writing, fcntl.LOCK_EX)
     remove_unfinished(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {".lock", "history.csv", ".hidden", ".config.yaml.toolong_9", ".metrics.json.efgh4567"}
+    assert left == {*theirs, ".metrics.json.trilab-efgh4567"}
 
 
 def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:

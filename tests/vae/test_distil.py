@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from tests.vae.planes import fully_connected, plane_of, posteriors
 from vae import distil, models, priors
 from vae.bounds import decoded
-from vae.plane import LIMIT, Plane, fits
+from vae.plane import Plane, fits
 
 STANDARD = Normal(torch.tensor(0.0), torch.tensor(1.0))
 
@@ -124,7 +124,3 @@ def test_the_copy_learns_the_decoder(prior: tuple[float, float], monkeypatch: py
     assert copy.error < constant / 5
     means, _, _ = posteriors(2, prior)
     assert (copy.decode(means) - pictures_of(means)).abs().mean().item() < constant / 5
-
-
-def test_the_limit_leaves_room_for_the_page() -> None:
-    assert LIMIT < 490_000

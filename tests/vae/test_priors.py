@@ -82,6 +82,7 @@ def test_scaled_steps_move_the_mapped_weights_as_far_as_the_mapping_scales_them(
     plain, scaled = (models.build("fc", 3, hidden=(8,), channels=8) for _ in range(2))
     scaled.load_state_dict(plain.state_dict())
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    priors.scale_steps(models.build("fc", 3, hidden=(8,), channels=8).to("meta"), normal(1.0, 2.0))  # on any device
     priors.scale_steps(scaled, normal(1.0, 2.0))
     images = torch.rand(16, 1, 28, 28)
     for model in (plain, scaled):

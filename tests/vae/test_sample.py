@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,13 @@ def test_a_sheet_a_folder_and_codes_are_written(
     )
     single = sample(capsys, runs / "plain", "--reconstruct", pictures, "--out", tmp_path / "reconstructed")
     assert (single / "1" / "image3.png").is_file()
+    shutil.copytree(pictures / "0", tmp_path / "alike")
+    for source, name in (("image0.png", "scan.1.png"), ("image2.png", "scan.2.png"), ("image0.png", "image0.bmp")):
+        Image.open(pictures / "0" / source).save(tmp_path / "alike" / name)
+    alike = sample(capsys, runs / "plain", "--reconstruct", tmp_path / "alike", "--out", tmp_path / "others")
+    assert {path.name for path in alike.iterdir()} == {
+        *("image0.bmp.png", "image0.png.png", "image2.png", "image4.png", "scan.1.png", "scan.2.png"),
+    }
     strip = sample(
         *(capsys, runs / "plain", "--interpolate", pictures / "0" / "image0.png", pictures / "1" / "image1.png"),
         *("--out", tmp_path / "i.png"),

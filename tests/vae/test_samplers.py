@@ -1,5 +1,6 @@
 """Which classes and which images are drawn, and codes of the learned prior."""
 
+import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
@@ -47,3 +48,15 @@ def test_the_mixture_is_that_of_one_call(generator: torch.Generator) -> None:
     assert expected.n_iter_ > 3
     for name, tensor in samplers.fitted_mixture(means, seed=5).items():
         assert torch.equal(tensor, torch.from_numpy(getattr(expected, f"{name}_")))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9])
+def test_the_mixture_is_as_wide_as_the_codes_also_under_a_narrow_prior(
+    scale: float, generator: torch.Generator
+) -> None:
+    """A step of EM gives the whole mixture the covariance of the data; what is added to each component is little."""
+    codes = scale * (torch.randn(400, 3, generator=generator) + 3 * torch.randint(0, 3, (400, 1), generator=generator))
+    mixture = samplers.fitted_mixture(codes, seed=5)
+    shares, centres = mixture["weights"], mixture["means"] - codes.double().mean(0)
+    whole = torch.einsum("k,kij->ij", shares, mixture["covariances"] + centres[:, :, None] * centres[:, None])
+    torch.testing.assert_close(whole / scale**2, codes.double().T.cov(correction=0) / scale**2, rtol=5e-3, atol=5e-3)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from common import cli
 from common.errors import RunError
 from common.sweep.file import groups_of, read
 from tests.common.pictures import colour, encoded, write
+from vae import study_figures
 from vae.classifier import MEASURES
 from vae.settings import Settings
 from vae.study import COLUMNS, COMPARED, OTHER, beta_sweeps, compare, figures_in, main, of_samples, tables
@@ -173,6 +175,7 @@ def test_images_of_one_class_are_compared_without_a_classifier(tmp_path: Path, o
         ({"arms": {"a": {"generated": 100}, "b": {"generated": 200}}, "comparisons": {}}, "the same generated"),
         ({"arms": {"a/b": {"latent": 2}}, "comparisons": {}}, "a/b"),
         ({"script": "pruning/run.py"}, "script pruning/run.py: a study is of vae/train.py"),
+        ({"shared": {"max_images": 1500}}, "max_images is not for an arm to set; it is an option of the study"),
         ({"baseline": "other"}, "baseline other: no such arm"),
         ({"everywhere": {}, "models": {}}, "everywhere is now called shared, models is now called arms"),
     ],
@@ -274,6 +277,41 @@ def test_learned_priors_and_conditional_models_are_lines_of_their_own() -> None:
     assert mismatched == {beta: (f"vamp{beta}", True) for beta in betas}
     (conditional,) = sweeps["conditional conv 16"].values()
     assert conditional == {beta: (f"conditional{beta}", False) for beta in betas}
+
+
+def test_models_that_differ_in_more_than_beta_are_networks_of_their_own() -> None:
+    betas = (0.5, 1.0, 4.0)
+    models = {f"plain{beta}": Settings(beta=beta) for beta in betas}
+    models |= {f"gaussian{beta}": Settings(beta=beta, likelihood="gaussian") for beta in betas}
+    models["longer"] = Settings(beta=8.0, epochs=40)  # no sweep: the only one of its length
+    plain, gaussian = "conv 16, likelihood dynamic, epochs 20", "conv 16, likelihood gaussian, epochs 20"
+    sweeps = beta_sweeps(models)
+    assert {name: list(next(iter(sweep.values()))) for name, sweep in sweeps.items()} == {
+        plain: [0.5, 1.0, 4.0],
+        gaussian: [0.5, 1.0, 4.0],
+    }
+    assert sweeps[gaussian]["trained under N(0, 1), samples from it"][4.0] == ("gaussian4.0", False)
+
+
+def test_pairings_need_not_have_the_same_betas() -> None:
+    """Nor as few of them as there are colours, nor a β above 0."""
+    values = {name: [1.0, 2.0, 3.0] for name in study_figures.QUALITIES}
+    curves: dict[str, dict[float, Any]] = {f"pairing {n}": dict.fromkeys((0.1, 1.0, 4.0), values) for n in range(9)}
+    curves["pairing 0"] = dict.fromkeys((0.0, 0.5, 1.0, 2.0), values)
+    drawn = study_figures.quality_against_beta(curves, "conv 16", "digits").axes[0]
+    assert [label.get_text() for label in drawn.get_xticklabels()] == ["0", "0.1", "0.5", "1", "2", "4"]
+    images = torch.rand(16, 1, 28, 28)
+    samples = {name: dict.fromkeys(curve, images) for name, curve in list(curves.items())[:2]}
+    panels = study_figures.samples_against_beta(samples, "conv 16", "digits").axes
+    assert [len(panel.images) for panel in panels] == [1, 0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 1]
+
+
+def test_options_of_the_study_reach_its_runs(tmp_path: Path) -> None:
+    settings = cli.parse(StudySettings, ["--config", preset(tmp_path), "--max-images", "1500", "--keep-state"])
+    job = settings.job_settings(settings.models["plain"], 0)
+    assert (job["max_images"], job["keep_state"]) == (1500, True)
+    plain = cli.parse(StudySettings, ["--config", preset(tmp_path)])
+    assert not {"max_images", "keep_state", "resize"} & plain.job_settings(plain.models["plain"], 0).keys()
 
 
 def test_the_figure_of_mismatched_samples_is_under_the_same_names() -> None:
