@@ -131,11 +131,14 @@ class Run:
 
     @property
     def epochs_after(self) -> float:
-        """How many epochs it was trained for after the dense training, all rounds together."""
+        """How many epochs its weights were trained for after the dense training, or from the early step on.
+
+        Rounds that rewind the weights begin with the same ones each time: only the last round counts.
+        """
         metrics = self.metrics
-        repeated = metrics.epochs * (1 - metrics.rewind_fraction)
-        once = metrics.finetune_epochs if metrics.rewind == "none" else round(repeated, 2)
-        return once * (metrics.rounds if metrics.schedule == "iterative" else 1)
+        rounds = metrics.rounds if metrics.schedule == "iterative" and metrics.rewind != "weights" else 1
+        repeated = round(metrics.epochs * (1 - metrics.rewind_fraction), 2)
+        return rounds * (metrics.finetune_epochs if metrics.rewind == "none" else repeated)
 
     @property
     def training(self) -> str:

@@ -74,7 +74,8 @@ def test_what_a_run_did_after_the_dense_training_is_told() -> None:
     assert run("a", 0, 0.8, **rounds).training == "10 epochs, then 3 rounds of 4 of fine-tuning"
     rewound = run("a", 0, 0.8, **rounds, rewind="weights")
     assert rewound.training == "10 epochs, then 3 rounds of the last 95 % of them again"
-    assert rewound.epochs_after == 28.5
+    assert rewound.epochs_after == 9.5  # the weights of each round are those of the early step again
+    assert run("a", 0, 0.8, **rounds, rewind="rate").epochs_after == 28.5
 
 
 def test_equal_multiply_adds_by_hand() -> None:
