@@ -115,7 +115,7 @@ def begin(run: Run) -> None:
     run.adopt({**memory, EXTENDED: step}, rows)
 
 
-ABOUT_ITSELF = (*("seconds", "history_rows", "history_sha256", "task", "git_commit", "tracked_as", "extended_at"),)
+ABOUT_ITSELF = {"seconds", "history_rows", "history_sha256", "task", "git_commit", "tracked_as", "extended_at"}
 START = "start"  # folder in checkpoints/ with the weights that an extension starts from, until it has its own
 EXTENDED = "extended_at"  # the remembered step of the finished run
 
