@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common import comparison
 from common.report.document import Block, Claim, link
 from common.report.folders import Folder
 from common.stats import Interval
 from common.tables import Table, counted
+from vae.settings import Settings
 from vae.study_settings import described
 
 NEEDED = {"elbo", "nll", "fid", "fid_mixture", "coverage"}  # a study may have more; the older ones have these
 BETA = "VAE: the β-VAE is “significantly better” than the VAE under N(1, 2²)"
 PRIORS = "VAE: N(0, 1) and N(1, 2²) as priors; the original report names no better one"
+LENGTH_AND_JUDGING = {"epochs", "nll_samples", "generated", "sample_prior", "sample_mean", "sample_std"}
 CONTROL = "Our control: both priors from the same start"
 
 
@@ -34,10 +37,28 @@ class Study:
             raise ValueError("a claim lacks figures")
 
 
-def claims_of(folder: Folder, study: Study) -> list[Claim]:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A claim as a study found it, the question that it answers, and for how many epochs its models were trained."""
+
+    claim: Claim
+    question: tuple[object, ...]
+    epochs: int
+
+
+def longest_trained(found: Sequence[Found]) -> list[Claim]:
+    """Returns one claim for each question: that of the models that were trained for the most epochs."""
+    longest: dict[tuple[object, ...], Found] = {}
+    for of in found:
+        if of.question not in longest or of.epochs > longest[of.question].epochs:
+            longest[of.question] = of
+    return [of.claim for of in longest.values()]
+
+
+def claims_of(folder: Folder, study: Study) -> list[Found]:
     """Returns the original report's claims beside the differences between two models each that a study found."""
     models, pairs = described(folder.settings) or ({}, {})
-    claims = []
+    found = []
     rates_mapped = {second for first, second in pairs.values() if models[first].get("mapped_rates")}
     for name, differences in study.claims.items():
         one, other = (models[model] for model in pairs[name])
@@ -48,21 +69,29 @@ def claims_of(folder: Folder, study: Study) -> list[Claim]:
             continue  # an under-weighted KL, or N(0, 1): questions of ours, not the report's claim
         mapped = "mapped" in (one.get("initialisation"), other.get("initialisation"))
         said = BETA if larger else CONTROL if mapped else PRIORS
-        beta = f", β = {one['beta']:g}" if said == BETA else ""
+        beta = f", β = {one['beta']:g}" if said == BETA and "β = " not in name else ""
+        epochs = one.get("epochs", Settings.epochs)
         fid, elbo = differences["fid"], differences["elbo"]
         texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
-        claims.append(
-            Claim(
-                said,
-                f"{name}{beta}: FID {texts[0][0]}, ELBO {texts[1][0]}",
-                ", ".join(interval or "none" for _, _, interval in texts),
-                len(study.seeds),
-                sentence(differences, margins_of(folder)),
-                link("study", folder.name),
-                bool(folder.stand_in_for),
-            )
+        claim = Claim(
+            said,
+            f"{name}{beta}, {counted(epochs, 'epoch')}: FID {texts[0][0]}, ELBO {texts[1][0]}",
+            ", ".join(interval or "none" for _, _, interval in texts),
+            len(study.seeds),
+            sentence(differences, margins_of(folder)),
+            link("study", folder.name),
+            bool(folder.stand_in_for),
         )
-    return claims
+        found.append(Found(claim, (said, model_of(one), model_of(other)), epochs))
+    return found
+
+
+def model_of(arm: Mapping[str, Any]) -> frozenset[tuple[str, object]]:
+    """Returns the settings of a study's model, without how long it is trained and how it is judged."""
+    whole: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Settings)} | dict(arm)
+    numbers = int | float  # 4 and 4.0 are one β; lists are compared as text
+    told = {name: value if isinstance(value, numbers) else str(value) for name, value in whole.items()}
+    return frozenset((name, value) for name, value in told.items() if name not in LENGTH_AND_JUDGING)
 
 
 def said_and_measured(claims: Sequence[Claim], study: Study) -> list[Block]:

@@ -23,7 +23,7 @@ from common.report.folders import Folder, Fraction, usable
 from common.stats import number
 from common.tables import Table
 from vae import live
-from vae.claims import BETA, PRIORS, Study, claims_of, margins_of, said_and_measured
+from vae.claims import BETA, PRIORS, Found, Study, claims_of, longest_trained, margins_of, said_and_measured
 from vae.priors import prior_label, vamp_label
 from vae.study import tables
 from vae.study_settings import described
@@ -99,7 +99,7 @@ def section(folders: Sequence[Folder]) -> Section:
         "use a classifier trained here: do not compare them with FIDs on Inception features."
     ]
     shown = []
-    claims = []
+    found: list[Found] = []
     for folder, study in usable([folder for folder in folders if described(folder.settings)], Study):
         against_beta = sorted(name for name in folder.figures if "_against_beta" in name)
         by_kind = sorted(against_beta, key=lambda name: name.startswith("quality"))  # sheets before curves
@@ -108,12 +108,12 @@ def section(folders: Sequence[Folder]) -> Section:
         shown += figures
         captions = CAPTIONS | {name: AGAINST_BETA[name.split("_")[0]] for name in against_beta}
         differences = {claim: {k: dataclasses.asdict(v) for k, v in of.items()} for claim, of in study.claims.items()}
-        said = claims_of(folder, study)
-        claims += said
+        of_study = claims_of(folder, study)
+        found += of_study
         blocks += [
             Heading(f"Study {folder.name}: {len(study.models)} models", link("study", folder.name)),
             *stand_in_warning(folder),
-            *said_and_measured(said, study),
+            *said_and_measured([of.claim for of in of_study], study),
             *(captioned(figure, captions) for figure in figures),
             *tables(study.models, differences, margins_of(folder)),
             run_details(folder, CAPTIONS, shown),
@@ -132,6 +132,7 @@ def section(folders: Sequence[Folder]) -> Section:
         ]
     else:
         blocks.append("No finished model yet: `python vae/train.py --arch conv --prior gaussian12 --latent 16`.")
+    claims = longest_trained(found)
     tested = {of.claim for of in claims}
     claims += [Claim.not_measured(claim, COMMAND) for claim in (BETA, PRIORS) if claim not in tested]
     return Section("Variational autoencoders", blocks, sorted(claims, key=lambda of: of.claim != BETA))
