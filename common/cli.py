@@ -241,7 +241,7 @@ def to_yaml(settings: RunSettings) -> str:
     values = {
         k: str(v) if isinstance(v, Path) else v for k, v in _fields(settings).items() if k not in settings.not_saved
     }
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _extended(run: Path) -> dict[str, Any]:
