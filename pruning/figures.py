@@ -78,6 +78,22 @@ def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str,
     return sheet
 
 
+def stages(curves: Mapping[str, Sequence[Interval]], names: Sequence[str], caption: str) -> Figure:
+    """Returns the figure of accuracies in per cent at the stages of `names`, a line for each of the `curves`."""
+    sheet, (axes,) = figure("Accuracy before and after pruning", caption, size=(7, 4))
+    for place, (name, means) in enumerate(curves.items()):
+        where = [stage + 0.06 * (place - (len(curves) - 1) / 2) for stage in range(len(names))]  # side by side
+        estimates = [mean.estimate for mean in means]
+        # One seed has no interval.
+        reach = [[(m.estimate - m.low) or math.nan for m in means], [(m.high - m.estimate) or math.nan for m in means]]
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        axes.errorbar(where, estimates, reach, capsize=3, label=name, color=colour, marker=marker)
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axes.set(ylabel="test accuracy [%]")
+    axes.legend()
+    return sheet
+
+
 def weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], masks: Masks, caption: str) -> Figure:
     """Returns the histograms of every layer's weights: dense, and kept ones after fine-tuning.
 

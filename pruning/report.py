@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from common.report.document import (
@@ -19,6 +20,7 @@ from common.report.folders import Folder, usable
 from common.report.pictures import FigureFile
 from common.stats import FEWEST, Interval
 from common.tables import Table, counted
+from pruning import starts
 from pruning.arms import Arm, accuracy_against_sparsity, comparable, mean, peculiar
 from pruning.fair import at_equal_multiply_adds, best_dense
 from pruning.records import Metrics, Run, percent
@@ -34,6 +36,7 @@ CAPTIONS = {
     "loss is the labels' and the teacher's together.",
 }
 CLAIM = "Pruning: accuracy 87 → 41 → 88 % (dense, pruned, fine-tuned) with 23 % of the weights"
+SAME_PROTOCOL = "Our control: the same sparsities, trained with"
 STAGES = {  # figure → (its name, what the original report gives)
     "dense_accuracy": ("dense", 0.87),
     "pruned_accuracy": ("pruned", 0.41),
@@ -65,6 +68,9 @@ def section(folders: Sequence[Folder]) -> Section:
             *stand_in_warning(main.folder),
             *(captioned(figure, CAPTIONS) for figure in shown),
         ]
+    for arms in starts.alike(runs):
+        blocks += starts.stages(arms)
+        claims += [of_start(name, arm) for name, arm in arms.items() if is_the_reports(arm)]
     groups = comparable(runs)
     for group in groups:
         blocks += accuracy_against_sparsity(group, peculiar(group, groups), best_dense(group[0], runs))
@@ -127,6 +133,18 @@ def claim(seeds: Arm, main: Run) -> Claim:
         link("pruning-claim", main.folder.name),
         bool(main.folder.stand_in_for),
     )
+
+
+def is_the_reports(seeds: Arm) -> bool:
+    """Whether an arm has the sparsities of the original report."""
+    return next(iter(seeds.values())).allocation == "reference"
+
+
+def of_start(trained: str, seeds: Arm) -> Claim:
+    """Returns what networks that were `trained` otherwise came to, beside the original report's claim."""
+    first = next(iter(seeds.values()))
+    evidence = link("starts", first.study)
+    return dataclasses.replace(claim(seeds, first), claim=f"{SAME_PROTOCOL} {trained}", evidence=evidence)
 
 
 def verdict(seeds: Arm) -> str:

@@ -1,0 +1,70 @@
+"""Where the accuracy goes and comes back: networks trained otherwise and pruned alike, stage by stage."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from common import comparison, data
+from common.report.document import Block, Heading, Picture, link
+from common.stats import Interval
+from common.tables import BOLD, Table, difference
+from pruning import figures
+from pruning.arms import Arm, accuracy_text, mean
+from pruning.records import Run
+
+STAGES = {
+    "dense_accuracy": "dense",
+    "pruned_accuracy": "pruned, stale statistics",
+    "recalibrated_accuracy": "pruned, recalibrated",
+    "finetuned_accuracy": "fine-tuned",
+}
+COSTS = {  # what it costs → the stages that are subtracted, first − second
+    "pruning costs": ("pruned_accuracy", "dense_accuracy"),
+    "recalibration brings back": ("recalibrated_accuracy", "pruned_accuracy"),
+    "fine-tuned − dense": ("finetuned_accuracy", "dense_accuracy"),
+}
+Starts = dict[str, Arm]  # what differs in the training → its runs by seed
+
+
+def alike(runs: Sequence[Run]) -> list[Starts]:
+    """Returns for each study the arms that were pruned alike and not trained alike, if there are two or more."""
+    pruned: dict[tuple[object, ...], dict[tuple[str, ...], Arm]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        if run.study != "." and run.metrics.recalibrated_accuracy is not None and run.sparsity:
+            recipes = pruned[run.study, run.allocation, run.schedule, run.sparsity, *sorted(run.images.items())]
+            recipes[run.recipe].setdefault(run.metrics.seed, run)
+    found = []
+    for recipes in pruned.values():
+        shared = set.intersection(*map(set, recipes))
+        names = [", ".join(setting for setting in recipe if setting not in shared) for recipe in recipes]
+        if len(recipes) > 1:
+            found.append(dict(zip(names, recipes.values(), strict=True)))
+    return found
+
+
+def stages(starts: Starts) -> list[Block]:
+    """Returns the figure and the tables of the accuracy at each stage, and of what each step costs, seed by seed."""
+    first = next(iter(next(iter(starts.values())).values()))
+    names = list(STAGES.values())
+    curves = {name: [mean(arm, figure, 100) for figure in STAGES] for name, arm in starts.items()}
+    caption = f"{data.caption(first.metrics.dataset)}; {first.training}; {first.sparsity_text} pruned, {first.schedule}"
+    rows = [
+        [name, str(len(arm)), *(accuracy_text(mean(arm, figure)) for figure in STAGES)] for name, arm in starts.items()
+    ]
+    costs = [[name, str(len(arm)), *(_cost(arm, *of) for of in COSTS.values())] for name, arm in starts.items()]
+    said = f"Differences in points, seed by seed; {BOLD}."
+    return [
+        Heading(f"What pruning costs before fine-tuning: {first.study}", link("starts", first.study)),
+        Picture("Test accuracy at each stage, means with intervals.", figures.stages(curves, names, caption)),
+        Table(["trained with", "seeds", *(f"{name} [%]" for name in names)], rows, f"{caption}."),
+        Table(["trained with", "seeds", *COSTS], costs, said),
+    ]
+
+
+def _cost(arm: Mapping[int, Run], one: str, other: str) -> str:
+    per_cent = {seed: {name: 100 * getattr(run.metrics, name) for name in (one, other)} for seed, run in arm.items()}
+    gain: Interval | None = comparison.mean(
+        {seed: {"cost": of[one] - of[other]} for seed, of in per_cent.items()}, "cost"
+    )
+    return difference(gain, 2) if gain else ""

@@ -1,0 +1,65 @@
+"""Networks trained otherwise and pruned alike: which runs stand side by side, and what each stage costs."""
+
+from pathlib import Path
+
+import pytest
+
+from common.report.document import Picture
+from common.report.folders import find
+from common.tables import Table
+from pruning.report import CLAIM, SAME_PROTOCOL, section
+from tests.common.report.conftest import edit
+from tests.common.report.runs import pruning_run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Three seeds from either start: PyTorch's falls by 15 points, the identity by 4, and both come back."""
+    accuracies = {"default": (0.88, 0.73, 0.87, 0.885), "identity": (0.89, 0.85, 0.88, 0.895)}
+    for start, of_start in accuracies.items():
+        for seed in range(3):
+            dense, pruned, recalibrated, tuned = (value + seed / 1000 for value in of_start)
+            run = pruning_run(
+                *(tmp_path / "study" / f"{start}-seed{seed}", ()),
+                **{"initialisation": start, "seed": seed, "dense_accuracy": dense, "pruned_accuracy": pruned},
+                finetuned_accuracy=tuned,
+            )
+            edit(run / "metrics.json", lambda of, value=recalibrated: of.update(recalibrated_accuracy=value))  # type: ignore[misc]
+    return tmp_path
+
+
+def test_each_stage_and_what_it_costs(study: Path) -> None:
+    said = section(find(study))
+    tables = {table.head[-1]: table.rows for table in said.blocks if isinstance(table, Table)}
+    assert [row[:2] for row in tables["fine-tuned [%]"]] == [
+        ["initialisation default", "3"],
+        ["initialisation identity", "3"],
+    ]
+    assert [cell.split()[0] for cell in tables["fine-tuned [%]"][0][2:]] == ["88.10", "73.10", "87.10", "88.60"]
+    costs = [[cell.split(" [")[0] for cell in row] for row in tables["fine-tuned − dense"]]
+    assert costs == [
+        ["initialisation default", "3", "−15.00", "+14.00", "+0.50"],
+        ["initialisation identity", "3", "−4.00", "+3.00", "+0.50"],
+    ]
+    (figure,) = (of.source for of in said.blocks if isinstance(of, Picture) and of.title.startswith("Test accuracy at"))
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [  # type: ignore[union-attr]
+        "initialisation default",
+        "initialisation identity",
+    ]
+
+
+def test_each_start_is_a_row_of_the_answers(study: Path) -> None:
+    first, *controls = section(find(study)).claims
+    assert first.claim == CLAIM
+    assert [(claim.claim, claim.seeds) for claim in controls] == [
+        (f"{SAME_PROTOCOL} initialisation default", 3),
+        (f"{SAME_PROTOCOL} initialisation identity", 3),
+    ]
+    assert controls[0].measured == "88.10 → 73.10 → 88.60 % with 22.97 % of the weights"
+    assert "pruned 32 points above" in controls[0].verdict
+
+
+def test_runs_of_one_training_or_pruned_otherwise_do_not_stand_there(study: Path) -> None:
+    for config in study.rglob("default*/config.yaml"):
+        config.write_text(config.read_text().replace("allocation: reference", "allocation: lamp"))
+    assert [claim.claim for claim in section(find(study)).claims] == [CLAIM]
