@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -118,7 +119,7 @@ def stable_baselines(settings: Settings) -> Callable[[int], None]:
     else:
         from sbx import SAC as JaxSAC
 
-        model = JaxSAC("MlpPolicy", settings.env_id, **options)
+        model = JaxSAC("MlpPolicy", settings.env_id, **options)  # on JAX's own choice of device
 
     def train(steps: int) -> None:
         model.learn(steps, reset_num_timesteps=False)
@@ -142,7 +143,9 @@ def serve_side(settings: Settings) -> None:
         start = time.perf_counter()
         train(steps)
         rate = agents * steps / (time.perf_counter() - start)
-        return {"rate": rate, "memory": peak_memory(torch.device("cuda" if on_gpu else "cpu"))}
+        of_jax = settings.side == "sbx" and on_gpu  # torch does not see it
+        memory = math.nan if of_jax else peak_memory(torch.device("cuda" if on_gpu else "cpu"))
+        return {"rate": rate, "memory": memory}
 
     serve(measure)
 

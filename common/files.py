@@ -223,6 +223,12 @@ def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
+def short(commit: object) -> str:
+    """Returns the first letters of what `git_commit` returned, with its mark of uncommitted changes."""
+    text = str(commit or "")
+    return text[:8] + ("-dirty" if text.endswith("-dirty") else "")
+
+
 def git_commit() -> str | None:
     """Returns the commit of the code that runs, with `-dirty` when files differ from it; None outside a checkout."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import os
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -61,7 +62,10 @@ def _upright_and_opaque(image: Image.Image) -> Image.Image:
         )
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind it
         raise ValueError("an animation; save each frame as an image")
-    upright = ImageOps.exif_transpose(image)
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (struct.error, TypeError, AttributeError):  # Pillow writes what the camera said anew
+        raise ValueError("what it says of its camera (EXIF) is damaged") from None
     if "A" in upright.mode or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         if upright.getchannel("A").getextrema() != (255, 255):

@@ -17,7 +17,7 @@ import tyro
 
 from common.errors import UsageError
 from common.experiment import say
-from common.files import ROOT, write_atomically
+from common.files import ROOT, short, write_atomically
 from common.report.document import Block, Section, claims_table, details_in, run_link
 from common.report.folders import Folder, find
 from common.report.formats import as_html, as_markdown
@@ -138,7 +138,7 @@ def index(folders: Sequence[Folder], linked: Container[str]) -> Section:
             str(folder.settings.get("seed", "")),
             duration(folder.metrics.get("seconds")),
             str(folder.metrics.get("device", "")),
-            str(folder.metrics.get("git_commit") or "")[:8],
+            short(folder.metrics.get("git_commit")),
         ]
         for folder in folders
     ]

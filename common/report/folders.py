@@ -124,7 +124,10 @@ Reader = Callable[[Path, str], list[Folder]]
 
 
 def _places(results: Path) -> Iterator[tuple[Path, Reader]]:
-    """Yields every folder that holds a run or a table of runs, with what reads it."""
+    """Yields every folder that holds a run or a table of runs, with what reads it.
+
+    A table beside a study's own settings has the runs that the study's figures are of: the study stands for them.
+    """
     closed: list[Path] = []
     for parent, folders, files in os.walk(results, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if name not in ("checkpoints", "figures") and not name.startswith(".")]

@@ -14,10 +14,10 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from common.files import git_commit, write_atomically
+from common.files import git_commit, short, write_atomically
 from common.plotting import png_bytes
 from common.report.document import Block, Details, Heading, Picture, Section, Widget, anchor, nested
-from common.report.pictures import FigureFile
+from common.report.pictures import FIGURE_FORMATS, FigureFile
 from common.tables import Table
 
 # -- HTML -------------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def as_html(sections: Sequence[Section]) -> str:
         sections=[(anchor(s.title), s.title, Markup(_blocks_html(s.blocks))) for s in sections],
         styles=[Markup(style) for style in dict.fromkeys(widget.style for widget in widgets)],
         scripts=[Markup(script) for script in dict.fromkeys(widget.script for widget in widgets)],
-        commit=(git_commit() or "")[:8],
+        commit=short(git_commit()),
     )
 
 
@@ -96,7 +96,7 @@ def _cell_html(cell: str) -> str:
 
 def _picture_html(picture: Picture) -> str:
     try:
-        image = Image.open(io.BytesIO(_png(picture)))
+        image = Image.open(io.BytesIO(_png(picture)), formats=FIGURE_FORMATS)
         buffer, film = io.BytesIO(), getattr(image, "is_animated", False)
         moving = {"save_all": True, "duration": image.info.get("duration", 40), "loop": 0} if film else {}
         image.save(buffer, "WEBP", lossless=True, method=2, **moving)  # two thirds of the PNG, pixel for pixel
@@ -141,7 +141,7 @@ def _block_markdown(block: Block, folder: Path, name: str, heading: str) -> Iter
             content = _png(block)
             ending = "gif" if content.startswith(b"GIF8") else "png"
             file = folder / f"{name}-{anchor(block.name)[:40].rstrip('-')}.{ending}"
-            Image.open(io.BytesIO(content)).verify()
+            Image.open(io.BytesIO(content), formats=FIGURE_FORMATS).verify()
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             yield f"{block.name}: the figure cannot be read"
         else:

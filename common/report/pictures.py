@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+FIGURE_FORMATS = ("PNG", "GIF")  # Pillow tries no other decoder, whatever a stranger's folder holds
 PLACES = "figures"  # the text in a sheet's PNG that says where each figure lies, as JSON: name → box
 
 
@@ -38,7 +39,7 @@ class FigureFile:
 
 @functools.lru_cache(maxsize=1)  # the figures of a sheet are read one after another
 def _opened(sheet: Path, modified: int) -> Image.Image:
-    with Image.open(sheet) as image:
+    with Image.open(sheet, formats=FIGURE_FORMATS) as image:
         image.load()
         return image.copy()
 
@@ -54,7 +55,7 @@ def figures_on(sheet: Path) -> dict[str, FigureFile]:
     if not sheet.is_file():
         return {}
     try:
-        with Image.open(sheet) as image:
+        with Image.open(sheet, formats=FIGURE_FORMATS) as image:
             places = json.loads(image.info[PLACES])
         boxes = {str(name): (int(box[0]), int(box[1]), int(box[2]), int(box[3])) for name, box in places.items()}
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, SyntaxError):
@@ -70,7 +71,8 @@ def sheet_of(figures: Mapping[str, FigureFile]) -> bytes:
     Raises:
         OSError, ValueError, SyntaxError: a figure cannot be read.
     """
-    images = {name: Image.open(io.BytesIO(figure.png())).convert("RGB") for name, figure in figures.items()}
+    opened = {name: Image.open(io.BytesIO(of.png()), formats=FIGURE_FORMATS) for name, of in figures.items()}
+    images = {name: image.convert("RGB") for name, image in opened.items()}
     width, height = max(of.width for of in images.values()), sum(of.height for of in images.values())
     sheet = Image.new("RGB", (width, height), "white")
     places: dict[str, Box] = {}

@@ -33,6 +33,7 @@ from common.sweep.file import (
     require_known_runs,
     run_name,
     seeds_of,
+    texts,
 )
 from common.sweep.jobs import Executor, Job, JobsFailed, Work, run_jobs
 from common.sweep.outcomes import tabulate
@@ -90,7 +91,7 @@ def main(sweep: Sweep) -> None:
         raise RunError(f"{results}: another sweep is at work in this folder; wait for it, stop it, or choose another")
     remove_unfinished(results)
     say(f"{counted(len(everything), 'arm')} × {counted(len(seeds), 'seed')} of {file.script}, in {results}")
-    require_same_arms(work, everything)
+    require_same_arms(work, everything, file.script)
     on_cpu = all(arm.settings.get("device") == "cpu" for arm in everything)
     processes = runs_at_once(sweep.processes, "cpu" if on_cpu else "auto")
     failed: dict[str, str] = {}
@@ -129,7 +130,7 @@ def missing_run(arm: Arm, seed: int, work: Work, unfinished: set[str]) -> str | 
     runs = work.results_dir / work.task
     if (runs / run_name(arm, seed) / "config.yaml").exists():
         return None
-    for value in arm.settings.values():
+    for value in (text for setting in arm.settings.values() for text in texts(setting)):
         needed = needed_run(value, seed)
         if needed in unfinished and not Path(filled(value, seed, str(runs))).is_file():
             return needed
@@ -148,7 +149,8 @@ def require_sensible_settings(script: str, everything: Sequence[Arm], seeds: Seq
     """
     if not (ROOT / script).resolve().is_relative_to(ROOT):
         return  # a script from elsewhere has settings that we do not know
-    module = importlib.import_module(".".join(Path(script).with_suffix("").parts))
+    inside = (ROOT / script).resolve().relative_to(ROOT)
+    module = importlib.import_module(".".join(inside.with_suffix("").parts))
     kinds = get_type_hints(module.main).values() if hasattr(module, "main") else ()
     kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, cli.RunSettings)), None)
     if kind is None:
@@ -165,26 +167,33 @@ def require_sensible_settings(script: str, everything: Sequence[Arm], seeds: Seq
             raise UsageError(f"arm {arm.name}: {error}") from None
 
 
-def require_same_arms(work: Work, everything: Sequence[Arm]) -> None:
-    """Keeps the arms' settings in arms.json, and raises RunError where an arm with runs had other settings before.
+SCRIPT = "script"  # in arms.json, beside an arm's settings
 
-    A run's own config.yaml does not tell a setting that was given from one that was left to its default.
+
+def require_same_arms(work: Work, everything: Sequence[Arm], script: str) -> None:
+    """Keeps the arms' settings in arms.json, and raises RunError where an arm with runs was another one before.
+
+    A run's own config.yaml does not tell a setting that was given from one that was left to its default, nor which
+    script of a task it is of.
     """
     path = work.results_dir / "arms.json"
     try:
         before = json.loads(path.read_text())
         known = dict(before)
+        there = {name: dict(arm) for name, arm in known.items()}
     except FileNotFoundError:
-        known = {}
+        known, there = {}, None
     except (OSError, ValueError, TypeError):
         raise RunError(f"{path}: damaged; delete it if the sweep file has not changed") from None
     for arm in everything:
-        settings = json.loads(json.dumps(dict(arm.settings), default=str))
+        settings = json.loads(json.dumps({SCRIPT: script, **arm.settings}, default=str))
         begun = any((work.results_dir / work.task).glob(f"{glob.escape(arm.name)}-seed*/config.yaml"))
-        if begun and known.get(arm.name, settings) != settings:
-            had = known[arm.name] if isinstance(known[arm.name], dict) else {}
-            other = ", ".join(name for name in sorted(had | settings) if had.get(name) != settings.get(name))
-            raise RunError(f"{path}: arm {arm.name} had another {other} there; choose another --results-dir")
+        if begun and there is not None:
+            if arm.name not in there:
+                raise RunError(f"{path}: no sweep here made the runs of arm {arm.name}; choose another --results-dir")
+            had = {SCRIPT: script, **there[arm.name]}  # of a version that did not keep the script
+            if other := ", ".join(name for name in sorted(had | settings) if had.get(name) != settings.get(name)):
+                raise RunError(f"{path}: arm {arm.name} had another {other} there; choose another --results-dir")
         known[arm.name] = settings
     write_atomically(path, json.dumps(known, indent=1).encode())
 

@@ -175,7 +175,7 @@ def require_known_runs(groups: Sequence[Sequence[Arm]], seeds: Sequence[int], ru
         for arm, seed in ((arm, seed) for arm in group for seed in seeds):
             if (runs / run_name(arm, seed) / "config.yaml").exists():
                 continue
-            for value in arm.settings.values():
+            for value in (text for setting in arm.settings.values() for text in texts(setting)):
                 named = needed_run(value, seed)
                 if named and named not in known and not Path(filled(value, seed, str(runs))).exists():
                     raise UsageError(f"{value}: no arm or grid before it has a run {named}")
@@ -215,5 +215,12 @@ def run_name(arm: Arm, seed: int) -> str:
 
 
 def filled(value: Any, seed: int, runs: str = "{runs}") -> Any:
-    """Returns a setting with `{seed}` and `{runs}` in its text replaced."""
+    """Returns a setting with `{seed}` and `{runs}` in its text replaced, or in the texts of its list."""
+    if isinstance(value, list):
+        return [filled(of, seed, runs) for of in value]
     return value.replace("{seed}", str(seed)).replace("{runs}", runs) if isinstance(value, str) else value
+
+
+def texts(value: Any) -> list[str]:
+    """Returns the texts of a setting, which may be a list."""
+    return [text for of in value for text in texts(of)] if isinstance(value, list) else [str(value)]

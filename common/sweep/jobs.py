@@ -209,9 +209,15 @@ def _require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         there = read_yaml(folder / "config.yaml")
-        other = {name for name, value in settings.items() if not _same(there[name], value)}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        missing = sorted(settings.keys() - there.keys())
+        other = {name for name, value in settings.items() if name in there and not _same(there[name], value)}
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
         raise RunError(f"{folder / 'config.yaml'}: damaged; delete the folder to run it anew") from None
+    if missing:
+        raise RunError(
+            f"{folder}: already a run without {missing[0]}, of another script or an earlier version; choose another "
+            "name or folder"
+        )
     if other:
         name = min(other)
         raise RunError(

@@ -43,10 +43,11 @@ def outcome(work: Work, arm: Arm, seed: int) -> Outcome:
         metrics = read_metrics(work.results_dir / work.task / run_name(arm, seed))
         if metrics is None:
             return Outcome(arm, seed, "not finished")
-        source = metrics["dataset"]
-        dataset = f"STAND-IN {source['name']}" if source.get("stand_in_for") else source["name"]
+        source = metrics.get("dataset")
+        named = source if isinstance(source, dict) else {}  # a script of one's own need not name its data
+        dataset = f"STAND-IN {named.get('name')}" if named.get("stand_in_for") else str(named.get("name", ""))
         return Outcome(arm, seed, "finished", dataset, numbers(metrics))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError):
         return Outcome(arm, seed, "damaged")
 
 
@@ -78,6 +79,8 @@ def tables(outcomes: Sequence[Outcome], figures: Sequence[str], file: SweepFile)
     unknown = [name for name in figures if name not in known]
     if unknown and any(arms.values()):
         say(f"warning: columns: no figure in metrics.json is called {', '.join(unknown)}")
+    if unused := [name for name in file.margins if name not in figures]:
+        say(f"warning: margins: no column is called {', '.join(unused)}")
     datasets = {one.dataset for one in outcomes if one.state == "finished"}
     caption = f"Means over seeds with 95 % intervals, on {', '.join(sorted(datasets)) or 'nothing yet'}."
     if len(datasets) > 1:

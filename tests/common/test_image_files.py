@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def transparent() -> bytes:
     return saved(image)
 
 
+def odd_exif() -> bytes:
+    """Sideways, and with a number that is a text: Pillow cannot write it anew."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    order = "<" if content[:2] == b"II" else ">"
+    tag = struct.pack(f"{order}HHI4s", 0x0103, 2, 4, b"abc\0")
+    entries = int.from_bytes(content[8:10], "little" if order == "<" else "big")
+    whole = content[:8] + struct.pack(f"{order}H", entries + 1) + tag + content[10:]
+    return encoded(grey(0), "JPEG", exif=b"Exif\0\0" + whole)
+
+
 def animation() -> bytes:
     frames = [Image.fromarray(grey(seed)) for seed in (0, 1)]
     return saved(frames[0], save_all=True, append_images=frames[1:])
@@ -87,6 +100,7 @@ def animation() -> bytes:
         (b"", "no PNG, JPEG, BMP or WEBP"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no PNG"),  # Pillow would start Ghostscript on it
         (encoded(grey(0), "TIFF"), "no PNG"),
+        (odd_exif(), "(EXIF) is damaged"),
         (claims(31_623, 31_623), "1000014129 pixels"),
         (claims(12_000, 8_000), "96000000 pixels"),
         (claims(9_000, 6_000), "9000×6000 pixels, more than 50 million"),

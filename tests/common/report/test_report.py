@@ -42,6 +42,10 @@ def test_every_run_is_listed_with_its_state(results: Path, page: Path) -> None:
     assert "alert" not in text  # nothing of a damaged run is shown
 
 
+def test_a_commit_with_changes_is_marked_as_such(page: Path) -> None:
+    assert "01234567-dirty" in text_of(page)
+
+
 def test_a_run_that_another_process_is_at_work_on_is_running(tmp_path: Path) -> None:
     pruning_run(tmp_path / "ours")
     (tmp_path / "ours" / "metrics.json").unlink()

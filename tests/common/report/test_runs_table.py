@@ -1,5 +1,6 @@
 """Runs as a table: what is written comes back, and a damaged table is named, the rest of the page shown."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from common.report import runs_table
 from common.report.command import Report, main
-from common.report.folders import find
+from common.report.folders import find, usable
 from common.report.runs_table import Row
 from tests.common.report.runs import vae_run
 
@@ -83,11 +84,21 @@ def test_damage_is_told_once_and_the_rest_is_shown(
     assert ">whole</a>" in (tmp_path / "page.html").read_text()
 
 
+@dataclasses.dataclass(frozen=True)
+class Elbo:
+    """What a section could ask of a run."""
+
+    elbo: float
+
+
 def test_an_edited_cell_is_a_damaged_run(tmp_path: Path) -> None:
     put(tmp_path, [Row(f"seed{s}", {"arch": "fc", "seed": s}, {"elbo": 1.0}) for s in range(2)])
     table = tmp_path / "runs.csv"
     table.write_text(table.read_text().replace("seed1,1,1.0", "seed1,1,about one"))
-    assert [folder.metrics["elbo"] for folder in find(tmp_path)] == [1.0, "about one"]
+    folders = find(tmp_path)
+    assert [folder.metrics["elbo"] for folder in folders] == [1.0, "about one"]
+    usable(folders, Elbo)
+    assert [folder.damaged for folder in folders] == [False, True]
 
 
 def test_curves_are_those_of_the_run_and_stage(tmp_path: Path) -> None:

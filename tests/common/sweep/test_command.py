@@ -18,7 +18,8 @@ import yaml
 import common.sweep.command
 from common.errors import RunError, UsageError
 from common.locks import lock
-from common.sweep.command import Sweep, default_folder, main
+from common.sweep.command import Sweep, default_folder, main, require_sensible_settings
+from common.sweep.file import Arm
 from common.sweep.jobs import Executor, Job, JobsFailed, Work, run_jobs
 
 
@@ -178,7 +179,34 @@ def test_an_arm_without_runs_may_change(sweep_of: Callable[..., Sweep], tmp_path
     main(sweep_of([{"rate": [1]}], seeds=1))
     shutil.rmtree(tmp_path / "out" / "toy" / "rate1-seed0")
     main(sweep_of([{"rate": [1]}], shared={"kind": "other"}))
-    assert json.loads((tmp_path / "out" / "arms.json").read_text()) == {"rate1": {"kind": "other", "rate": 1}}
+    script = str(tmp_path / "toy" / "run.py")
+    kept = {"rate1": {"script": script, "kind": "other", "rate": 1}}
+    assert json.loads((tmp_path / "out" / "arms.json").read_text()) == kept
+
+
+def test_runs_of_another_script_or_of_no_sweep_are_not_taken_for_an_arms(
+    sweep_of: Callable[..., Sweep], tmp_path: Path
+) -> None:
+    """Two scripts of a task write to one folder."""
+    arms = tmp_path / "out" / "arms.json"
+    main(sweep_of([{"rate": [1]}]))
+    known = json.loads(arms.read_text())
+    arms.write_text(json.dumps({"rate1": {**known["rate1"], "script": "toy/other.py"}}))
+    with pytest.raises(RunError, match="arm rate1 had another script there"):
+        main(sweep_of([{"rate": [1]}]))
+    arms.write_text(json.dumps({}))
+    with pytest.raises(RunError, match="no sweep here made the runs of arm rate1"):
+        main(sweep_of([{"rate": [1]}]))
+    arms.write_text(json.dumps({"rate1": {"rate": 1}}))  # of a version that did not keep the script
+    main(sweep_of([{"rate": [1]}]))
+    assert json.loads(arms.read_text()) == known
+
+
+def test_a_script_of_the_project_may_be_named_by_its_whole_path(tmp_path: Path) -> None:
+    script = str(Path("vae/train.py").resolve())
+    for of in (script, "vae/train.py"):
+        with pytest.raises(UsageError, match=r"arm a: .*latnt"):
+            require_sensible_settings(of, [Arm("a", {}, {"latnt": 3})], [0], tmp_path)
 
 
 @pytest.mark.slow

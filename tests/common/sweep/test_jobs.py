@@ -74,6 +74,12 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(script: str, tmp_pa
         run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": 2})], local_executor(1))
 
 
+def test_a_run_that_lacks_a_setting_is_not_called_damaged(script: str, tmp_path: Path) -> None:
+    run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": 1})], local_executor(1))
+    with pytest.raises(RunError, match="already a run without newer, of another script or an earlier version"):
+        run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": 1, "newer": 2})], local_executor(1))
+
+
 def test_numbers_are_compared_as_numbers_and_places_not_at_all(script: str, tmp_path: Path) -> None:
     run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": 0.002})], local_executor(1))
     run_jobs(Work(script, "toy", tmp_path), [Job("a", {"rate": "2e-3"}, {"data_dir": "elsewhere"})], local_executor(1))

@@ -1,9 +1,15 @@
 """The tables of a sweep: arms with means, differences from a baseline, named comparisons, runs that are missing."""
 
+import dataclasses
+import json
 from pathlib import Path
 
+import pytest
+
+from common.files import write_atomically
 from common.sweep.file import Arm, SweepFile
-from common.sweep.outcomes import Outcome, shared_numbers, tables
+from common.sweep.jobs import Work
+from common.sweep.outcomes import Outcome, outcome, shared_numbers, tables
 
 FILE = SweepFile("toy.py", arms={"a": {}, "b": {}}, seeds=3)
 
@@ -40,6 +46,20 @@ def test_a_column_that_no_run_has_is_told(capsys: object, tmp_path: Path) -> Non
     (means,) = tables(outcomes(a=[1.0]), ["loss", "lost"], FILE)
     assert means.rows == [["a", "1", "1.000", ""]]
     assert "no figure in metrics.json is called lost" in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+def test_a_margin_of_no_column_is_told(capsys: object) -> None:
+    tables(outcomes(a=[1.0]), ["loss"], dataclasses.replace(FILE, margins={"losss": 0.5}))
+    assert "margins: no column is called losss" in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("dataset", "name"), [(None, ""), ("cifar10", ""), (7, ""), ([1], ""), ({"name": "x"}, "x")])
+def test_a_run_need_not_name_its_data(dataset: object, name: str, tmp_path: Path) -> None:
+    write_atomically(
+        tmp_path / "toy" / "a-seed0" / "metrics.json", json.dumps({"loss": 1, "dataset": dataset}).encode()
+    )
+    found = outcome(Work("toy/run.py", "toy", tmp_path), Arm("a", {}, {}), 0)
+    assert (found.state, found.dataset, found.figures["loss"]) == ("finished", name, 1)
 
 
 def test_figures_of_the_machine_are_no_results() -> None:
