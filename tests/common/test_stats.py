@@ -143,6 +143,7 @@ def test_within_a_margin_is_the_whole_interval() -> None:
     assert not stats.Interval(0.0, -0.1, 0.1, 4).within(0.5)  # too few values for a conclusion
 
 
+@pytest.mark.slow
 def test_the_smallest_difference_seen_is_seen_in_four_of_five_studies() -> None:
     """Simulated: normal differences around that value, with the spread that the interval had on average."""
     generator = np.random.default_rng(0)

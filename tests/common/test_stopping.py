@@ -47,6 +47,7 @@ def test_the_line_names_the_run_that_has_begun(
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_notebook_keeps_its_handlers() -> None:
     """A process of its own: in this one another test's library, Ray, may have set a handler."""

@@ -118,6 +118,7 @@ def test_codebook_of_few_distinct_values_is_exact() -> None:
     assert torch.equal(unpack(pack({"x.weight": weight}, {"x": weight != 0}, "codebook5")).weights["x.weight"], weight)
 
 
+@pytest.mark.slow
 def test_98_percent_file_is_50_and_90_times_smaller(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = VGG11()

@@ -134,6 +134,7 @@ class WithGoal(HopperEnv):
         return observation, reward - abs(self.goal - self.data.qpos[0]), *rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["WithGoal-v0", "Pendulum-v1"])
 def test_a_resumed_run_of_a_task_that_cannot_be_saved_starts_a_fresh_episode_and_says_so(
     env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused, capsys: Any

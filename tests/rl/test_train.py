@@ -276,6 +276,7 @@ def test_a_name_without_its_code_is_an_error() -> None:
         Environments("Hopper-v4", "mine", [0])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_only_steps_with_an_update_count_in_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which acting takes 0.1 s, an update 1.9, an evaluation or a checkpoint 50, and all else nothing."""
     now = [0.0]
