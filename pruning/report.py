@@ -43,7 +43,7 @@ STAGES = {  # figure → (its name, what the original report gives)
     "finetuned_accuracy": ("fine-tuned", 0.88),
 }
 COMMAND = "python pruning/run.py"
-KEPT_METRICS = ("latency", "latency_quartiles", "sparse_files")  # records of metrics.json that a compact folder of runs keeps
+KEPT_METRICS = ("latency", "latency_quartiles", "sparse_files")  # records that a compact folder of runs keeps
 
 
 def section(folders: Sequence[Folder]) -> Section:
