@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from common import comparison, data
 from common.report.document import Block, Heading, Picture, link
-from common.stats import Interval
 from common.tables import BOLD, Table, difference
 from pruning import figures
 from pruning.arms import Arm, accuracy_text, mean
@@ -63,8 +62,7 @@ def stages(starts: Starts) -> list[Block]:
 
 
 def _cost(arm: Mapping[int, Run], one: str, other: str) -> str:
-    per_cent = {seed: {name: 100 * getattr(run.metrics, name) for name in (one, other)} for seed, run in arm.items()}
-    gain: Interval | None = comparison.mean(
-        {seed: {"cost": of[one] - of[other]} for seed, of in per_cent.items()}, "cost"
-    )
+    """Returns the mean difference of two stages, first − second, in points."""
+    points = {s: 100 * (getattr(run.metrics, one) - getattr(run.metrics, other)) for s, run in arm.items()}
+    gain = comparison.mean({seed: {"cost": cost} for seed, cost in points.items()}, "cost")
     return difference(gain, 2) if gain else ""
