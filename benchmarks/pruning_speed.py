@@ -1,9 +1,9 @@
 """Speed of training and scanning, as a ratio to the plain versions that people write by hand, timed in turn in one run.
 
-`python benchmarks/pruning_speed.py` runs both comparisons. The plain loop is float32 with a DataLoader, torchvision's
-transforms and torchvision's layers, and has the same network and batch size. The naive scan passes every held-out image
-through the whole network for each of the 8 × 12 settings. Rates are medians over the rounds; the range of the ratios of
-each round shows the noise.
+`python benchmarks/pruning_speed.py` runs all comparisons. The plain loop is float32 with a DataLoader, torchvision's
+transforms and torchvision's layers, and has the same network and batch size. `torch's kernels` is our own loop with
+`TRILAB_PLAIN=1`. The naive scan passes every held-out image through the whole network for each of the 8 × 12 settings.
+Rates are medians over the rounds; the range of the ratios of each round shows the noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from torchvision.models import vgg11_bn
 
-from common import data
+from common import data, fast
 from common.device import autocast, resolve_precision, set_up, synchronize
 from pruning.measures import inputs
 from pruning.sensitivity import SPARSITIES, scan
@@ -55,6 +55,8 @@ class Settings:
     """DataLoader workers of the second plain loop; the first has none."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """CPU threads of both sides; none means torch's choice, all cores."""
     data_dir: Path | None = None
     """Folder with the data sets; none means the variable DATA_DIR, or else ./data."""
     output: Path | None = None
@@ -125,10 +127,23 @@ def plain_training(dataset: data.Dataset, device: torch.device, batch_size: int,
     return steps
 
 
-def our_training(dataset: data.Dataset, device: torch.device, batch_size: int) -> Callable[[int], None]:
+@contextlib.contextmanager
+def torchs_kernels() -> Iterator[None]:
+    """Does what TRILAB_PLAIN=1 in the environment does."""
+    ours, fast.PLAIN = fast.PLAIN, True
+    yield
+    fast.PLAIN = ours
+
+
+def our_training(
+    dataset: data.Dataset,
+    device: torch.device,
+    batch_size: int,
+    kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Callable[[int], None]:
     """Returns a function that runs a number of steps with data, network and precision of `pruning/train.py`.
 
-    The optimiser is torch's plain SGD on both sides, and neither side logs.
+    The optimiser is torch's plain SGD on both sides, and neither side logs. `kernels` is open during the steps.
     """
     generator = torch.Generator(device).manual_seed(0)
     augment = data.Augmentation(dataset.train.images, translate=2, flip=True, generator=generator)
@@ -136,15 +151,16 @@ def our_training(dataset: data.Dataset, device: torch.device, batch_size: int) -
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def steps(count: int) -> None:
-        for _ in range(count):
-            index = torch.randint(len(dataset.train), (batch_size,), device=device, generator=generator)
-            with autocast(device, "auto"):
-                logits = model(dataset.normalise(augment(index, 0, generator)))
-                loss = F.cross_entropy(logits, dataset.train.labels[index], label_smoothing=0.2)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-        synchronize(device)
+        with kernels():
+            for _ in range(count):
+                index = torch.randint(len(dataset.train), (batch_size,), device=device, generator=generator)
+                with autocast(device, "auto"):
+                    logits = model(dataset.normalise(augment(index, 0, generator)))
+                    loss = F.cross_entropy(logits, dataset.train.labels[index], label_smoothing=0.2)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+            synchronize(device)
 
     return steps
 
@@ -191,8 +207,8 @@ def compare(name: str, plain: list[float], ours: list[float]) -> dict[str, float
 
 
 def main(settings: Settings) -> None:
-    """Runs both comparisons."""
-    device = set_up(settings.device, torch.get_num_threads())
+    """Runs all comparisons."""
+    device = set_up(settings.device, settings.threads or torch.get_num_threads())
     dataset = data.load("auto", task_default="cifar10", shape=(3, 32, 32), data_dir=settings.data_dir, device=device)
     precision = resolve_precision("auto", device)
     print(
@@ -205,6 +221,7 @@ def main(settings: Settings) -> None:
     sides = {
         f"training, {w} workers": plain_training(dataset, device, settings.batch_size, w) for w in (0, settings.workers)
     }
+    sides["training, torch's kernels"] = our_training(dataset, device, settings.batch_size, torchs_kernels)
     done = settings.steps * settings.batch_size
     rates: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
     for steps in (2, *[settings.steps] * settings.rounds):  # the first round warms up

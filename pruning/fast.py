@@ -1,7 +1,8 @@
 """The fast twin of batch normalisation, ReLU and pooling: the same numbers in fewer passes over memory.
 
-In one thread of a CPU the loops of `pruning/kernels.py` do all three at once. `TRILAB_PLAIN=1` in the environment runs
-torch's modules one by one. So do several threads, a GPU, the tracing of a network for export, and modules with hooks.
+With one or two threads of a CPU the loops of `pruning/kernels.py` do all three at once. `TRILAB_PLAIN=1` in the
+environment runs torch's modules one by one. So do more threads, a GPU, the tracing of a network for export, and modules
+with hooks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from common import fast
-from common.fast.loops import array
+from common.fast.loops import array, faster
 from pruning import kernels
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of any nn.Module
@@ -49,15 +50,13 @@ def pooled_by(modules: Sequence[nn.Module]) -> int:
 
 
 def loops_are_faster(modules: Sequence[nn.Module], norm: nn.BatchNorm2d, maps: Tensor, size: int) -> bool:
-    """On a CPU, where torch's operations do not share out their work, the loops are; True if they also fit."""
-    if fast.PLAIN or maps.device.type != "cpu" or torch.get_num_threads() > 1:
+    """Returns whether the loops fit these modules, the maps and the size of the windows, and are faster there."""
+    if fast.PLAIN or not faster(maps.permute(0, 2, 3, 1)):
         return False
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if traced or any(getattr(module, hooks) for module in modules for hooks in HOOKS):
+    if any(getattr(module, hooks) for module in modules for hooks in HOOKS):
         return False
     known = norm.affine and norm.track_running_stats and norm.weight.dtype == torch.float32
-    known = known and maps.dtype in (torch.float32, torch.bfloat16)
-    whole = maps.shape[2] % size == 0 and maps.shape[3] % size == 0 and maps.permute(0, 2, 3, 1).is_contiguous()
+    whole = maps.shape[2] % size == 0 and maps.shape[3] % size == 0
     # Without training the gradient is another one, and of a single value torch refuses the variance.
     fits = maps.numel() > maps.shape[1] if norm.training else not torch.is_grad_enabled()
     return known and whole and fits

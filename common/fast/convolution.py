@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from common import fast
+from common.fast.loops import Array, Loop, array, faster, read, stored
 
 Geometry = tuple[int, int, int]  # kernel size, stride, padding; all layers here are square
 
@@ -41,6 +43,10 @@ def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tens
     kernel, stride, padding = geometry
     batch, rows, columns, width = taps.shape
     channels = width // kernel**2
+    if faster(taps):
+        added = taps.new_empty((batch, *size, channels))
+        add_taps(array(taps), kernel, stride, padding, array(added))
+        return added
     height, breadth = (
         max(s + 2 * padding, (n - 1) * stride + kernel) for s, n in zip(size, (rows, columns), strict=True)
     )
@@ -50,6 +56,31 @@ def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tens
         target = maps[:, down : down + stride * rows : stride, right : right + stride * columns : stride]
         target += taps[..., tap * channels : (tap + 1) * channels]
     return maps[:, padding : padding + size[0], padding : padding + size[1]]
+
+
+@Loop
+def add_taps(taps: Array, kernel: int, stride: int, padding: int, maps: Array) -> None:
+    """Sets `maps` as `overlap_add` does, in one pass over `taps`; the sums are kept in float32 until they are whole."""
+    rows, columns = taps.shape[1:3]
+    batch, height, width, channels = maps.shape
+    total = np.empty(channels, np.float32)
+    for example in range(batch):
+        for y in range(height):
+            for x in range(width):
+                total[:] = 0
+                for down in range(kernel):
+                    row = y + padding - down
+                    for right in range(kernel):
+                        column = x + padding - right
+                        inside = 0 <= row < stride * rows and 0 <= column < stride * columns
+                        if inside and row % stride == 0 and column % stride == 0:
+                            tap = (down * kernel + right) * channels
+                            source = taps[example, row // stride, column // stride, tap : tap + channels]
+                            for channel in range(channels):
+                                total[channel] += read(source, channel)
+                target = maps[example, y, x]
+                for channel in range(channels):
+                    target[channel] = stored(target, total[channel])
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common import fast
 from common.device import one_thread
+from common.fast import loops
 from pruning import fast as twin
 from pruning.fast import Layers
 
@@ -170,7 +171,7 @@ def test_anything_else_runs_as_torch_runs_it(passes: list[int], monkeypatch: pyt
         patch.setattr(fast, "PLAIN", True)
         runs_plainly(some_layers(nn.ReLU()), maps)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 2)
+        patch.setattr(torch, "get_num_threads", lambda: loops.MOST_THREADS + 1)
         runs_plainly(some_layers(nn.ReLU()), maps)
     traced = torch.jit.trace(some_layers(nn.ReLU()), maps, check_trace=False)  # type: ignore[no-untyped-call]
     assert "batch_norm" in str(traced.inlined_graph)

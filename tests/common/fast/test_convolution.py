@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.fast import convolution, loops
 from common.fast.convolution import MatrixConv2d, MatrixConvTranspose2d, overlap_add, patches
 
 SHAPES = [
@@ -83,6 +84,38 @@ def test_patches_and_overlap_add_are_transposes() -> None:
     y = torch.randn(2, 3, 3, 48, generator=generator, dtype=torch.float64)
     forward = (patches(x, geometry, (3, 3)) * y).sum()
     torch.testing.assert_close(forward, (x * overlap_add(y, geometry, (7, 7))).sum())
+
+
+@pytest.mark.parametrize("geometry", [(3, 1, 1), (4, 2, 1), (3, 2, 0), (1, 1, 0), (5, 3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loop_adds_what_torch_adds(geometry: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """In bfloat16 it rounds once, so it is within half a step of the exact sum."""
+    kernel, stride, padding = geometry
+    size = ((3 - 1) * stride - 2 * padding + kernel + 1, (4 - 1) * stride - 2 * padding + kernel)
+    taps = torch.randn(2, 3, 4, kernel**2 * 5).to(dtype)
+    assert loops.faster(taps)
+    exact = overlap_add(taps.double(), geometry, size)
+    added = overlap_add(taps, geometry, size)
+    assert added.dtype == dtype
+    torch.testing.assert_close(added.double(), exact, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_the_loop_keeps_what_is_not_finite() -> None:
+    taps = torch.zeros(1, 2, 2, 9 * 2)
+    taps[0, 0, 0, 8] = torch.nan  # the middle tap of the first position, channel 0
+    taps[0, 1, 1, 9] = torch.inf
+    added = overlap_add(taps, (3, 1, 1), (2, 2))
+    assert added[0, 0, 0, 0].isnan()
+    assert added[0, 1, 1, 1].isinf()
+    assert int(added.isfinite().sum()) == added.numel() - 2
+
+
+def test_many_threads_take_torchs_additions(monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = torch.randn(2, 4, 4, 9 * 3)
+    one = overlap_add(taps, (3, 1, 1), (4, 4))
+    monkeypatch.setattr(loops, "MOST_THREADS", 0)
+    monkeypatch.setattr(convolution, "add_taps", None)
+    torch.testing.assert_close(one, overlap_add(taps, (3, 1, 1), (4, 4)))
 
 
 @pytest.mark.parametrize("layer", [MatrixConv2d(8, 8, 3, 2, 1), MatrixConvTranspose2d(8, 8, 3, 2, 1)])
