@@ -88,7 +88,7 @@ def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: 
     def checked() -> Settings:
         settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
         if settings.extended_from is not None and settings.resume is None:
-            extending.require(settings, from_mapping(settings_class, _extended(settings.extended_from)))
+            extending.require(settings, from_mapping(settings_class, _settings_of(settings.extended_from, "--extend")))
         return settings
 
     guarded(lambda: main(checked()))
@@ -142,7 +142,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     """Returns the checked settings that a command line asks for.
 
     Raises:
-        UsageError: an unknown option or YAML key, a value out of range, an unreadable preset.
+        UsageError: an unknown option or YAML key, a value out of range, an unreadable preset, a missing folder.
         RunError: `--resume` or `--extend` names a folder that holds no run, or one of another task.
     """
     argv = [re.sub(r"^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]  # tyro reads both
@@ -151,7 +151,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     if early.resume is not None and early.config is not None:
         raise UsageError("--config beside --resume: a resumed run keeps its own settings; give one of the two")
     if early.resume is not None:
-        values = _read_yaml(Path(early.resume) / "config.yaml", "--resume", RunError)
+        values = _settings_of(Path(early.resume), "--resume")
     elif early.config is not None:
         values = _read_yaml(moved_to_sweeps(Path(early.config)), "--config", UsageError)
         if "script" in values and "script" not in {field.name for field in dataclasses.fields(settings_class)}:
@@ -164,7 +164,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         if settings_class.extension is None:
             raise UsageError("--extend: this script has no training of its own that could go on")
         base = Path(early.extended_from)
-        values = _extended(base) | {"run_name": f"{base.resolve().name}-extended"} | values
+        values = _settings_of(base, "--extend") | {"run_name": f"{base.resolve().name}-extended"} | values
     elif early.smoke_test and early.resume is None:
         values |= settings_class.smoke
     try:
@@ -244,9 +244,11 @@ def to_yaml(settings: RunSettings) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _extended(run: Path) -> dict[str, Any]:
-    """Returns the settings of the run to extend."""
-    return _read_yaml(run / "config.yaml", "--extend", RunError)
+def _settings_of(run: Path, option: str) -> dict[str, Any]:
+    """Returns the settings of the run that is to be resumed or extended."""
+    if not run.exists():
+        raise UsageError(f"{option} {run}: no such folder")
+    return _read_yaml(run / "config.yaml", option, RunError)
 
 
 def _fields(settings: DataclassInstance) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def load(
     for every seed.
 
     Raises:
+        UsageError: there is no such folder.
         RunError: the dataset is not available, its files are damaged, or the folder's images cannot be used.
     """
     folder = data_dir if data_dir is not None else sources.default_folder()
@@ -119,7 +120,7 @@ def load(
     stand_in_for = None
     try:
         if wanted in FINDERS and wanted != "digits" and folder != Path("data") and not folder.is_dir():
-            raise RunError(f"--data-dir {folder} (or DATA_DIR): no such folder")
+            raise UsageError(f"--data-dir {folder} (or DATA_DIR): no such folder")
         raw = FINDERS[wanted](folder) if wanted in FINDERS else own_folder(Path(wanted), shape, resize)
     except sources.DatasetUnavailable as missing:
         if name != "auto":

@@ -122,6 +122,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def device_name(device: torch.device) -> str:
+    """Returns what metrics.json calls the device: cpu, or cuda with the name of the GPU."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+
+
 def peak_memory(device: torch.device) -> int:
     """Returns the peak memory so far in bytes: of the tensors on a GPU, or of this whole process on a CPU."""
     if device.type == "cuda":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import platform
 import shutil
 import sys
@@ -23,13 +22,14 @@ from torch import Tensor
 
 from common import extending, history, progress, stopping, tracking
 from common.cli import RunSettings, to_yaml
-from common.device import peak_memory, resolve_precision
+from common.device import device_name, peak_memory, resolve_precision
 from common.errors import RunError
 from common.files import (
     digest,
     forget_state,
     git_commit,
     load_weights,
+    new_folder,
     older,
     read_metrics,
     remove_unfinished,
@@ -59,7 +59,11 @@ class Run:
         """
         self.settings, self.task, self.device = settings, task, device
         tracking.require(settings.track)
-        self.path = settings.resume if settings.resume is not None else self._new_folder(settings, task, name)
+        name = settings.run_name or f"{name}-seed{settings.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        wanted = settings.results_dir / task / name
+        self.path = settings.resume if settings.resume is not None else new_folder(wanted)
+        if settings.resume is None and self.path != wanted:
+            say(f"{wanted} exists; this run is {self.path}")
         self.checkpoints, self.figures = self.path / "checkpoints", self.path / "figures"
         self.finished = self._is_finished()
         if not self.finished:
@@ -70,7 +74,7 @@ class Run:
         if self._memory["task"] != task:
             raise RunError(f"--resume {self.path}: a run of {self._memory['task']}, not of {task}")
         self._seconds_before, self._start = float(self._memory["seconds"]), time.perf_counter()
-        self._history = self._read_history()
+        self._history = history.read_whole(self.path / "history.csv", self._memory)
         if not self.finished:
             self.checkpoints.mkdir(exist_ok=True)
             self.figures.mkdir(exist_ok=True)
@@ -99,22 +103,6 @@ class Run:
             raise RunError(
                 f"{path}: damaged ({error}); delete it and resume the run to have it written again"
             ) from None
-
-    @staticmethod
-    def _new_folder(settings: RunSettings, task: str, name: str) -> Path:
-        name = settings.run_name or f"{name}-seed{settings.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        parent = settings.results_dir / task
-        parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1000):
-            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            if attempt > 1:
-                say(f"{parent / name} exists; this run is {path}")
-            return path
-        raise RunError(f"{parent / name}: a thousand runs of that name exist; choose another --run-name")
 
     def _read_progress(self) -> dict[str, Any]:
         try:
@@ -275,7 +263,7 @@ class Run:
         self._remember()
         record = {
             **metrics,
-            "device": self._device_name(),
+            "device": device_name(self.device),
             "precision": resolve_precision(self.settings.precision, self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -295,34 +283,7 @@ class Run:
         replace(self.path / "metrics.json", text.encode())
         self.finished = True
 
-    def _device_name(self) -> str:
-        return f"cuda ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else "cpu"
-
-    def _read_history(self) -> list[dict[str, Any]]:
-        path = self.path / "history.csv"
-        try:
-            rows = history.read(path) if path.exists() else []
-            whole = history.is_whole(rows, self._memory)
-        except ValueError:
-            whole = False
-        if not whole:
-            raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
-        return rows
-
 
 def say(message: str) -> None:
     """Prints progress for the user on standard error."""
     print(message, file=sys.stderr, flush=True)
-
-
-def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
-    """Stops a run whose `what` is NaN or infinite before it can damage a checkpoint.
-
-    Raises:
-        RunError: `value` is not finite; the message names the last good checkpoint.
-    """
-    if not math.isfinite(value):
-        last = (
-            f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint yet"
-        )
-        raise RunError(f"{what} is {value}; {last}. Start a new run with a lower learning rate, or milder settings.")

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common.errors import DamagedError, RunError
+from common.errors import DamagedError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
 
@@ -70,6 +70,22 @@ def _write_and_rename(path: Path, content: bytes, older: Path | None) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def new_folder(path: Path) -> Path:
+    """Makes a folder that was not there, and those above it; returns it. If `path` exists its name gets a number.
+
+    Raises:
+        OSError: it cannot be made.
+        RunError: a thousand folders of that name exist.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 1000):
+        folder = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise RunError(f"{path}: a thousand runs of that name exist; choose another --run-name")
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -196,8 +212,11 @@ def finished_metrics(run: Path, figure: str, script: str) -> dict[str, Any]:
     """Returns the metrics of a finished run of `script`, which are known by the name of a `figure` among them.
 
     Raises:
-        RunError: the folder holds no finished run, a damaged one, or one of another script.
+        UsageError: there is no such folder.
+        RunError: it holds no finished run, a damaged one, or one of another script.
     """
+    if not run.exists():
+        raise UsageError(f"{run}: no such folder")
     if run.is_file():
         raise RunError(f"{run}: a file; give the run's folder")
     try:
@@ -205,8 +224,7 @@ def finished_metrics(run: Path, figure: str, script: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{run / 'metrics.json'}: damaged ({error})") from None
     if metrics is None:
-        missing = "metrics.json is missing" if run.exists() else "no such folder"
-        raise RunError(f"{run}: no finished run ({missing})")
+        raise RunError(f"{run}: no finished run (metrics.json is missing)")
     if figure not in metrics:
         raise RunError(f"{run}: a run of another experiment, not of {script}")
     return metrics

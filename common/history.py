@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import RunError
 from common.files import digest, replace
 from common.tables import as_csv
 
@@ -50,6 +51,22 @@ def is_whole(rows: Rows, memory: Mapping[str, Any]) -> bool:
     """Whether the rows are those that a run remembers to have written, and perhaps more."""
     count = memory.get("history_rows", 0)
     return len(rows) >= count and memory.get("history_sha256") in (None, record(rows[:count])["history_sha256"])
+
+
+def read_whole(path: Path, memory: Mapping[str, Any]) -> Rows:
+    """Returns the rows of a run that remembers `memory`; none if nothing was logged.
+
+    Raises:
+        RunError: the file is damaged, or rows that the run wrote are missing.
+    """
+    try:
+        rows = read(path) if path.exists() else []
+        whole = is_whole(rows, memory)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise RunError(f"{path}: damaged or rows are missing; the run cannot be resumed")
+    return rows
 
 
 def rewound(rows: Rows, stage: str, step: int) -> Rows:

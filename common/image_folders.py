@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.device import random_stream
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.image_files import (
     IMAGE_SUFFIXES,
     Convert,
@@ -164,10 +164,11 @@ def loose_images(path: Path, shape: tuple[int, int, int], resize: bool) -> tuple
     With `resize`, images of any size and colour are made of that shape.
 
     Raises:
+        UsageError: there is no such file or folder.
         RunError: there are no images, one cannot be read or would be read wrongly, or is not of that shape.
     """
     if not path.exists():
-        raise RunError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder")
     folder, names = (path.parent, [path.name]) if path.is_file() else (path, names_in(path))
     if not names:
         raise RunError(f"{path}: no images (files named {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)})")

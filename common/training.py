@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from common.device import Precision, autocast, synchronize
 from common.errors import RunError
-from common.experiment import Run, require_finite
+from common.experiment import Run
 from common.files import last_whole, save_state
 
 CHECK_EVERY = 100  # steps between two looks for numbers that are not finite
@@ -238,3 +239,16 @@ def accuracy(model: nn.Module, inputs: Callable[[slice], Tensor], labels: Tensor
         correct += (model(inputs(rows)).argmax(1) == labels[rows]).sum()
     model.train(training)
     return int(correct) / len(labels)
+
+
+def require_finite(value: float, what: str, checkpoint: Path | None) -> None:
+    """Stops a run whose `what` is NaN or infinite before it can damage a checkpoint.
+
+    Raises:
+        RunError: `value` is not finite; the message names the last good checkpoint.
+    """
+    if not math.isfinite(value):
+        last = (
+            f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint yet"
+        )
+        raise RunError(f"{what} is {value}; {last}. Start a new run with a lower learning rate, or milder settings.")

@@ -58,9 +58,12 @@ def load(path: Path | str) -> TrainedNetwork:
     all other files are taken for networks of CIFAR-10.
 
     Raises:
+        UsageError: there is nothing at `path`.
         RunError: no finished run of this task, or the file is damaged or holds another network.
     """
     path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
     if path.is_dir():
         # The smaller network is equal to the masked one, and faster. A folder that was shared small has a packed file.
         whole = path / "checkpoints" / "finetuned.safetensors"

@@ -139,7 +139,7 @@ def test_resume_keeps_the_runs_settings(tmp_path: Path) -> None:
         cli.parse(Settings, ["--resume", str(tmp_path), "--epochs", "5"])
     with pytest.raises(UsageError, match="--config beside --resume"):
         cli.parse(Settings, ["--resume", str(tmp_path), "--config", "x.yaml"])
-    with pytest.raises(RunError, match="no such file"):
+    with pytest.raises(UsageError, match="none: no such folder"):
         cli.parse(Settings, ["--resume", str(tmp_path / "none")])
 
 

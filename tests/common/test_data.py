@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from common import data, sources
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.raw import fit_shape
 from tests.common.pictures import sixteen_bits
 
@@ -201,7 +201,7 @@ def test_cifar100_is_not_cifar10_and_a_missing_folder_is_told(tmp_path: Path, no
     (tmp_path / "cifar100.tar.gz").write_bytes(b"x")
     with pytest.raises(RunError, match="cannot be downloaded"):
         load(tmp_path)
-    with pytest.raises(RunError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         load(tmp_path / "mistyped", "auto")
 
 

@@ -228,7 +228,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (["--extend", "{run}", "--epochs", "4", "--seed", "5"], 2, "--seed 5 with --extend {run}"),
         (["--extend", "{run}", "--epochs", "4", "--resume", "{run}"], 2, "--extend beside --resume"),
-        (["--extended-from", "{run}/none", "--epochs", "4"], 1, "--extend {run}/none/config.yaml: no such file"),
+        (["--extended-from", "{run}/none", "--epochs", "4"], 2, "--extend {run}/none: no such folder"),
         (["--extend"], 2, "--extend"),
         (["--resume", "{run}", "--epochs", "4"], 2, "once it is finished: --extend {run} --epochs 4"),
         (["--resume", "{run}", "--width", "4"], 2, "once it is finished: look at {run}"),

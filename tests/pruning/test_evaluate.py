@@ -148,10 +148,10 @@ def test_a_damaged_run_is_told(
     ("arguments", "status", "told"),
     [
         (["tests"], 1, "tests: no finished run (metrics.json is missing)"),
-        (["nothing.sparse"], 1, "nothing.sparse"),
+        (["nothing.sparse"], 2, "nothing.sparse: no such file or folder"),
         (["{run}", "--dataset", "imagenet"], 2, "--dataset imagenet: choose one of auto, cifar10, digits"),
         (["{run}", "--batch-size", "0"], 2, "--batch-size 0"),
-        (["{run}", "--images", "nowhere"], 1, "nowhere"),
+        (["{run}", "--images", "nowhere"], 2, "nowhere: no such"),
     ],
 )
 def test_bad_input(run: Path, arguments: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,6 +282,7 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path, unchanged_by_re
         (["--unknown"], 2, "--unknown"),
         (["--config", "README.md"], 2, "README.md"),
         (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
+        (["--resume", "no/such"], 2, "--resume no/such: no such folder"),
         (["--dense-weights", "no/such"], 2, "--dense-weights no/such: no such file"),
         (["--dense-weights", "README.md"], 1, "README.md: not a readable safetensors file"),
         (["--results-dir", "README.md"], 1, "README.md"),

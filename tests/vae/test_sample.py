@@ -173,7 +173,7 @@ def test_codes_of_files_are_named_after_them(
         (["{runs}/plain", "--encode", "{pictures}", "--count", "3"], 2, "--count with --encode: no effect"),
         (["{runs}/plain", "--resize"], 2, "--resize: no images are given"),
         (["{runs}/plain", "--out", "{pictures}"], 2, "a folder with files; choose another"),
-        (["{runs}/plain", "--encode", "nowhere"], 1, "nowhere: no such file or folder"),
+        (["{runs}/plain", "--encode", "nowhere"], 2, "nowhere: no such file or folder"),
         (["{runs}/plain/config.yaml"], 1, "config.yaml: a file; give the run's folder"),
         (["{runs}"], 1, "no finished run (metrics.json is missing)"),
     ],
