@@ -131,8 +131,10 @@ def plain_training(dataset: data.Dataset, device: torch.device, batch_size: int,
 def torchs_kernels() -> Iterator[None]:
     """Does what TRILAB_PLAIN=1 in the environment does."""
     ours, fast.PLAIN = fast.PLAIN, True
-    yield
-    fast.PLAIN = ours
+    try:
+        yield
+    finally:
+        fast.PLAIN = ours
 
 
 def our_training(

@@ -88,7 +88,7 @@ def run(main: Callable[[Settings], None], settings_class: type[Settings], argv: 
     def checked() -> Settings:
         settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
         if settings.extended_from is not None and settings.resume is None:
-            extending.require(settings, from_mapping(settings_class, _settings_of(settings.extended_from, "--extend")))
+            extending.require(settings, from_mapping(settings_class, _values_of(settings.extended_from, "--extend")))
         return settings
 
     guarded(lambda: main(checked()))
@@ -151,7 +151,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     if early.resume is not None and early.config is not None:
         raise UsageError("--config beside --resume: a resumed run keeps its own settings; give one of the two")
     if early.resume is not None:
-        values = _settings_of(Path(early.resume), "--resume")
+        values = _values_of(Path(early.resume), "--resume")
     elif early.config is not None:
         values = _read_yaml(moved_to_sweeps(Path(early.config)), "--config", UsageError)
         if "script" in values and "script" not in {field.name for field in dataclasses.fields(settings_class)}:
@@ -164,7 +164,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         if settings_class.extension is None:
             raise UsageError("--extend: this script has no training of its own that could go on")
         base = Path(early.extended_from)
-        values = _settings_of(base, "--extend") | {"run_name": f"{base.resolve().name}-extended"} | values
+        values = _values_of(base, "--extend") | {"run_name": f"{base.resolve().name}-extended"} | values
     elif early.smoke_test and early.resume is None:
         values |= settings_class.smoke
     try:
@@ -244,8 +244,22 @@ def to_yaml(settings: RunSettings) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _settings_of(run: Path, option: str) -> dict[str, Any]:
-    """Returns the settings of the run that is to be resumed or extended."""
+def settings_of(settings_class: type[Settings], run: Path) -> Settings:
+    """Returns the settings of a run's folder.
+
+    Raises:
+        UsageError: there is no such folder.
+        RunError: its config.yaml is missing, damaged, or not of these settings.
+    """
+    values = _values_of(run, "")
+    try:
+        return from_mapping(settings_class, values, str(run / "config.yaml"))
+    except UsageError as error:
+        raise RunError(str(error)) from None
+
+
+def _values_of(run: Path, option: str) -> dict[str, Any]:
+    """Returns what the config.yaml of a run holds; `option` is the one that named the run."""
     if not run.exists():
         raise UsageError(f"{option} {run}: no such folder")
     return _read_yaml(run / "config.yaml", option, RunError)

@@ -112,7 +112,7 @@ def load(
     for every seed.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: `data_dir`, or else DATA_DIR, is no folder, and the dataset `name` is not embedded.
         RunError: the dataset is not available, its files are damaged, or the folder's images cannot be used.
     """
     folder = data_dir if data_dir is not None else sources.default_folder()

@@ -73,11 +73,11 @@ def _write_and_rename(path: Path, content: bytes, older: Path | None) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes a folder that was not there, and those above it; returns it. If `path` exists its name gets a number.
+    """Makes a run's folder, and those above it; returns it. If `path` exists, its name gets the first free number.
 
     Raises:
         OSError: it cannot be made.
-        RunError: a thousand folders of that name exist.
+        RunError: all numbers below 1,000 are taken.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, 1000):

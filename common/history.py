@@ -57,7 +57,8 @@ def read_whole(path: Path, memory: Mapping[str, Any]) -> Rows:
     """Returns the rows of a run that remembers `memory`; none if nothing was logged.
 
     Raises:
-        RunError: the file is damaged, or rows that the run wrote are missing.
+        OSError: the file cannot be read.
+        RunError: it is damaged, or rows that the run wrote are missing.
     """
     try:
         rows = read(path) if path.exists() else []

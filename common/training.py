@@ -200,7 +200,8 @@ def require_finite_terms(terms: Mapping[str, list[Tensor]], where: str, step: in
     failed = [name for name, is_bad in zip(terms, bad[:, place].tolist(), strict=True) if is_bad]
     parts = [name for name in failed if name != "loss"] or failed
     if len(failed) == len(terms) > 1 and first > 1:
-        what = f"{where}: every term of step {first}, after a too large step {first - 1}: its first one, {failed[0]},"
+        cause = f"the gradient of step {first - 1} was too large or not finite"
+        what = f"{where}: {cause}, so every term of step {first} is not; the first one, {failed[0]},"
     else:
         what = f"{where}: the first number that is not finite, {' and '.join(parts)} of step {first},"
     require_finite(float(values[list(terms).index(failed[0]), place]), what, checkpoint)

@@ -30,7 +30,7 @@ def main(options: Share) -> None:
     """Writes the folder and prints it."""
     load(options.run)  # which refuses what is damaged
     metrics = finished_metrics(options.run, "finetuned_accuracy", "pruning/run.py")
-    settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
+    settings = cli.settings_of(Settings, options.run)
     sharing.share(options, settings, metrics, card(settings, metrics, small=options.small))
     print(options.folder)
 

@@ -38,7 +38,7 @@ import zstandard
 from torch import Tensor
 
 from common import cli
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.files import write_atomically
 from pruning.masks import Masks
 
@@ -287,7 +287,14 @@ class Inspect:
 
 
 def main(options: Inspect) -> None:
-    """Prints the format and size of the file, and how many weights each layer keeps."""
+    """Prints the format and size of the file, and how many weights each layer keeps.
+
+    Raises:
+        UsageError: there is no such file.
+        RunError: it is damaged.
+    """
+    if not options.file.exists():
+        raise UsageError(f"{options.file}: no such file")
     network = load_sparse(options.file)
     print(f"{options.file}: version {VERSION}, values {network.values}, {options.file.stat().st_size:,} bytes, intact")
     for layer, mask in network.masks.items():

@@ -61,7 +61,11 @@ def main(settings: Comparison) -> None:
         raise UsageError(f"--output {settings.output}: a run's folder; choose another")
     if len({path.name for path in settings.runs}) < len(settings.runs):
         raise UsageError("two of the run folders have the same name; the comparison needs different ones")
-    arms = [read(run_at(path)) for path in settings.runs]
+    runs = [run_at(path) for path in settings.runs]
+    for run in runs:
+        if not run.finished and not run.path.exists():  # a row of runs.csv has no folder
+            raise UsageError(f"{run.path}: no such folder")
+    arms = [read(run) for run in runs]
     require_comparable(arms)
     arms = pooled(arms)
     if not 2 <= len(arms) <= len(COLOURS):

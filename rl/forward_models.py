@@ -86,7 +86,7 @@ def main(options: ForwardModels) -> None:
 def kept(options: ForwardModels) -> tuple[Settings, Replay]:
     """Returns a run's settings, with the options' stack and sight, and the replay in its checkpoints."""
     assert options.run is not None
-    settings = cli.parse(Settings, ["--config", str(options.run / "config.yaml")])
+    settings = cli.settings_of(Settings, options.run)
     settings = dataclasses.replace(
         settings, icm="stacked", stack=options.stack, icm_observation=options.icm_observation, forward_width=None
     )

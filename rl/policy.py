@@ -124,7 +124,7 @@ def load(run: Path | str, agent: Agent = "best", weights: Weights = "last") -> P
 
     Raises:
         RunError: no finished run of this task, or a damaged one.
-        UsageError: the run has no agent with that seed, or has not kept the best weights.
+        UsageError: there is no such folder, the run has no agent with that seed, or has not kept the best weights.
     """
     settings, actor, _ = loaded(Path(run), agent, weights)
     return Policy.of(actor, 0, action_space(settings.env_id, settings.task_arguments))

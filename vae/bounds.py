@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -77,7 +78,8 @@ def posterior_means(
 ) -> tuple[Tensor, Tensor]:
     """Returns the posterior's mean and deviation, `(N, latent)`, for all uint8 images, in float32."""
     classes = [None] * len(images) if labels is None else labels.split(batch_size)
-    encoded = [model.encode(pixels(batch), of) for batch, of in zip(images.split(batch_size), classes, strict=False)]
+    batches = zip(_shown("codes", images, batch_size), classes, strict=False)
+    encoded = [model.encode(pixels(batch), of) for batch, of in batches]
     means, log_variances = (torch.cat(parts) for parts in zip(*encoded, strict=True))
     return means, (0.5 * log_variances).exp()
 
@@ -86,8 +88,16 @@ def posterior_means(
 def decoded(model: VAE, codes: Tensor, labels: Tensor | None = None, batch_size: int = 1000) -> Tensor:
     """Returns the mean images `(N, 1, 28, 28)` in [0, 1] that the decoder makes of codes `(N, latent)`."""
     classes = [None] * len(codes) if labels is None else labels.split(batch_size)
-    batches = zip(codes.split(batch_size), classes, strict=False)
+    batches = zip(_shown("decoded codes", codes, batch_size), classes, strict=False)
     return torch.cat([torch.sigmoid(model.decode(batch, of)) for batch, of in batches])
+
+
+def _shown(what: str, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yields `rows` in batches; a bar says how many are done, if that takes longer than two seconds."""
+    with progress_bar(what, 0, len(rows), delay=2) as bar:
+        for batch in rows.split(batch_size):
+            yield batch
+            bar.update(len(batch))
 
 
 def active_units(means: Tensor, prior: Prior) -> int:

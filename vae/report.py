@@ -187,6 +187,7 @@ def network_label(arch: str, settings: Mapping[str, Any]) -> str:
         "conditional": settings.get("conditional") is True,
         f"IWAE (K = {settings.get('importance_samples') or 5})": iwae,
         "mapped start": settings.get("initialisation") == "mapped",
+        "mapped rates": settings.get("mapped_rates") is True,
     }
     return ", ".join([arch, *(name for name, holds in chosen.items() if holds)])
 

@@ -152,12 +152,17 @@ class Settings(RunSettings):
                 f"--kl-warmup-epochs {self.kl_warmup_epochs:g} with --epochs {self.epochs}: the warm-up would end "
                 "after the training"
             )
+        for option, value in (("--kl-warmup-epochs", self.kl_warmup_epochs), ("--capacity", self.capacity)):
+            if self.beta == 0 and value:
+                raise UsageError(f"{option} {value:g} with --beta 0: the KL has no weight; leave it out")
         self._check_vamp()
         self._check_objective()
         if self.initialisation == "mapped" and self.prior_parameters == PRIORS["normal"]:
             raise UsageError("--initialisation mapped under N(0, 1): there is nothing to map; choose another prior")
         if self.mapped_rates and self.initialisation != "mapped":
             raise UsageError("--mapped-rates needs --initialisation mapped: it controls the steps from that start")
+        if self.mapped_rates and self.prior_parameters is not None and self.prior_parameters[1] == 1:
+            raise UsageError("--mapped-rates under a prior of deviation 1: it multiplies the rates by 1; leave it out")
         data.require_dataset(self.dataset, DATASETS, self.resize)
         for name, arch in (("hidden", "fc"), ("channels", "conv")):
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default

@@ -47,18 +47,21 @@ COLUMNS = {  # figure → (heading, decimals); all are means over the seeds
     "random_density": ("density, random features", 3),
     "random_coverage": ("coverage, random features", 3),
     "confidence": ("confidence", 3),
+    "balance": ("balance of classes", 3),
+    "active_units": ("active units", 1),
 }
-OF_SAMPLES = ("fid", "random_fid", "density", "random_density", "coverage", "random_coverage", "confidence")
+OF_SAMPLES = ("fid", "random_fid", "density", "random_density", "coverage", "random_coverage", "confidence", "balance")
 COMPARED = ("fid", "random_fid", "fid_mixture", "elbo", "nll", *OF_SAMPLES[2:])
 # Figures of samples from another prior than the model's → heading.
-OTHER = {f"mismatched_{name}": COLUMNS[name][0] for name in OF_SAMPLES}
+PREFIX = "mismatched_"
+OTHER = {f"{PREFIX}{name}": COLUMNS[name][0] for name in OF_SAMPLES}
 RECORDED = {  # figure of the study → where a run's metrics.json has it
     **{name: name for name in ("elbo", "nll", "reconstruction", "kl", "fid", "density", "coverage", "active_units")},
     **{name: f"quality/prior samples/{name}" for name in MEASURES if name not in ("fid", "density", "coverage")},
     "fid_mixture": "quality/mixture samples/fid",
 }
 CLASSIFIED = set(MEASURES) - set(UNCLASSIFIED)
-MISMATCHED_FIGURES = {f"mismatched_{name}": f"quality/{MISMATCHED}/{name}" for name in MEASURES}
+MISMATCHED_FIGURES = {f"{PREFIX}{name}": f"quality/{MISMATCHED}/{name}" for name in MEASURES}
 
 
 def main(settings: StudySettings) -> None:
@@ -230,7 +233,7 @@ def network_names(models: Sequence[Settings]) -> list[str]:
 
 def of_samples(figures: Mapping[str, Sequence[float]], mismatched: bool) -> dict[str, Sequence[float]]:
     """Returns the measures of a model's own samples, or those of the mismatched ones, under the same names."""
-    prefix = "mismatched_" if mismatched else ""
+    prefix = PREFIX if mismatched else ""
     return {name: figures[f"{prefix}{name}"] for name in MEASURES if f"{prefix}{name}" in figures}
 
 
@@ -277,6 +280,10 @@ def tables(
     columns = [Column(key, *COLUMNS[key], shows="estimate") for key in measured]
     caption = f"Means over {seeds}, nats an image; evaluated on the test images at β = 1."
     result = [comparison.mean_table(arms, columns, caption, heading="model", seeds=False)]
+    if others := [key for key in OTHER if all(key in of for of in models.values())]:
+        columns = [Column(key, OTHER[key], COLUMNS[key.removeprefix(PREFIX)][1], shows="estimate") for key in others]
+        caption = f"Means over {seeds} of samples from the other prior (`--sample-prior`) and not from the model's own."
+        result.append(comparison.mean_table(arms, columns, caption, heading="model", seeds=False))
     if claims:
         gains = {claim: {key: stats.Interval(**of) for key, of in keys.items()} for claim, keys in claims.items()}
         compared = [key for key in COMPARED if all(key in of for of in gains.values())]

@@ -82,10 +82,8 @@ def main(settings: Settings) -> None:
     metrics["classifier"] = judge.record()
     if (mismatched := settings.mismatched_parameters) is not None:
         metrics["sample_prior"] = {"mean": mismatched[0], "std": mismatched[1]}
-        other = prior_label(*mismatched)
-        say(f"    the mismatched samples are of codes from {other}, not from the model's prior {settings.prior_label}")
-    elif settings.sample_prior != "own":
-        say(f"    --sample-prior {settings.sample_prior} is the model's own prior: there are no further samples")
+    if line := told_of_further_samples(settings):
+        say(f"    {line}")
     mixture = run.remembered_weights("mixture", lambda: mixture_of_codes(settings, model, seen.train))
     generated = generate(settings, model, mixture, seen.train.labels)
     metrics["quality"] = run.remembered(
@@ -108,7 +106,8 @@ def main(settings: Settings) -> None:
     run.figure("reconstructions", figures.reconstructions(model, seen.test, title, caption))
     for sampler, images in generated.items():
         fid = f"FID {metrics['quality'][sampler]['fid']:.1f}"
-        drawn = f"{sampler}, codes from {other}" if sampler == MISMATCHED else sampler
+        other = f"{sampler}, codes from {prior_label(*mismatched)}" if mismatched else ""
+        drawn = other if sampler == MISMATCHED else sampler
         sheet = figures.samples(images[:100], f"{title}: {drawn}, {fid}", caption)
         run.figure(f"samples_{sampler.split()[0]}", sheet)
     run.figure("latent", code_figures.latent_scatter(means, deviations, labels, prior, title, caption, classes))
@@ -256,6 +255,16 @@ def mixture_of_codes(settings: Settings, model: VAE, training: data.Split) -> di
         coded = objective.binary_once(coded, "images of the mixture")
     means, _ = bounds.posterior_means(model, coded.images, coded.labels)
     return samplers.fitted_mixture(means, settings.seed)
+
+
+def told_of_further_samples(settings: Settings) -> str | None:
+    """Returns a line that says which prior the further samples are from; None if the settings ask for none."""
+    if (mismatched := settings.mismatched_parameters) is not None:
+        other = prior_label(*mismatched)
+        return f"the mismatched samples are of codes from {other}, not from the model's prior {settings.prior_label}"
+    if (settings.sample_prior, settings.sample_mean, settings.sample_std) != ("own", None, None):
+        return f"the prior of the further samples is the model's own, {settings.prior_label}: there are none"
+    return None
 
 
 def generate(

@@ -121,11 +121,12 @@ def load(run: Path | str) -> TrainedVAE:
     """Returns the model of a finished run's folder.
 
     Raises:
+        UsageError: there is no such folder.
         RunError: no finished run of this task, or a damaged one.
     """
     run = Path(run)
     metrics = finished_metrics(run, "elbo", "vae/train.py")
-    settings = cli.parse(Settings, ["--config", str(run / "config.yaml")])
+    settings = cli.settings_of(Settings, run)
     path = run / "checkpoints" / "vae.safetensors"
     weights = load_weights(path)
     try:

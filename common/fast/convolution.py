@@ -1,11 +1,11 @@
 """Convolutions of wide layers on small maps as one matrix product each, where this is faster: on a CPU.
 
 Equal to `nn.Conv2d` and `nn.ConvTranspose2d` in value and in all gradients, to rounding. A convolution is `patches` of
-the input times a matrix; a transposed one is a matrix product whose overlapping results `overlap_add` sums. The two
-are each other's transposes, so each is the other's gradient. torch's kernels for a CPU handle such shapes badly,
-a large matrix product they handle well: on 2 cores and in bfloat16 this takes two fifths off the time of Pythae's
-layers from 7×7 pixels down, and a third off a whole training step of VGG11, where it computes the four layers of
-512 channels on 4×4 and 2×2 maps. With 64 channels, or on larger maps, torch's kernels are faster.
+the input times a matrix; a transposed one is a matrix product whose overlapping results `overlap_add` sums, with few
+threads in a compiled loop. The two are each other's transposes, so each is the other's gradient. torch's kernels for a
+CPU handle such shapes badly, a large matrix product they handle well: on 2 cores and in bfloat16 this takes two fifths
+off the time of Pythae's layers from 7×7 pixels down, and a third off a whole training step of VGG11, where it computes
+the four layers of 512 channels on 4×4 and 2×2 maps. With 64 channels, or on larger maps, torch's kernels are faster.
 
 On a GPU, and with `TRILAB_PLAIN=1`, both classes run torch's own kernels.
 """
@@ -39,7 +39,10 @@ def patches(maps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
 
 
 def overlap_add(taps: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
-    """Returns maps `(B, *size, C)`: the taps `(B, h, w, k·k·C)` of each input position, added where the kernel lies."""
+    """Returns maps `(B, *size, C)`: the taps `(B, h, w, k·k·C)` of each input position, added where the kernel lies.
+
+    The result has no gradient; in float32 and bfloat16, with few threads, a loop adds in float32 and rounds once.
+    """
     kernel, stride, padding = geometry
     batch, rows, columns, width = taps.shape
     channels = width // kernel**2

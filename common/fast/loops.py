@@ -20,7 +20,7 @@ from torch import Tensor
 Array = NDArray[Any]
 # Sums may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
-MOST_THREADS = 2  # measured; torch's operations share out their work, and more threads overtake a loop
+MOST_THREADS = 2  # of torch; measured on a step of VGG11: its operations share out their work, and a loop does not
 
 
 class Loop:
@@ -94,14 +94,15 @@ def _stored_typed(row: Any, value: Any) -> Any:
     return lambda row, value: value
 
 
-def faster(tensor: Tensor) -> bool:
-    """Returns whether a `Loop`, which runs in one thread, is faster than torch's operations, and can take the tensor.
+def faster(tensor: Tensor, memory: torch.memory_format = torch.contiguous_format) -> bool:
+    """Returns whether a `Loop` over maps, in one thread, is faster than torch's operations, and can take the tensor.
 
-    It takes float32 and bfloat16, in order, in the memory of a CPU, where no tracer of torch looks on.
+    It takes float32 and bfloat16, in that order of memory, on a CPU, where no tracer of torch looks on.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    known = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16)
-    return known and tensor.is_contiguous() and torch.get_num_threads() <= MOST_THREADS and not traced
+    if traced or tensor.device.type != "cpu" or torch.get_num_threads() > MOST_THREADS:
+        return False
+    return tensor.dtype in (torch.float32, torch.bfloat16) and tensor.is_contiguous(memory_format=memory)
 
 
 def array(tensor: Tensor) -> Array:

@@ -46,8 +46,8 @@ def main(options: Compact) -> None:
     """Writes the compact form of the finished runs and prints its folder.
 
     Raises:
-        UsageError: there are no finished runs, or the output holds other files.
-        RunError: a run's figure or history cannot be read.
+        UsageError: there is no such folder, or the output holds other files.
+        RunError: there are no finished runs, or a run's figure or history cannot be read.
     """
     if not options.runs.is_dir():
         raise UsageError(f"{options.runs}: no such folder; give one that holds runs")
@@ -57,7 +57,7 @@ def main(options: Compact) -> None:
     everything = find(options.runs)
     runs = [folder for folder in everything if folder.finished]
     if not runs:
-        raise UsageError(f"{options.runs}: no finished run there")
+        raise RunError(f"{options.runs}: no finished run there")
     for folder in everything:
         if not folder.finished:
             say(f"warning: {folder.name} is left out: {folder.state}")

@@ -73,6 +73,10 @@ def main(sweep: Sweep) -> None:
     file = read(sweep.file)
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
+    if (
+        sweep.data_dir is not None and sweep.ray is None and not sweep.data_dir.is_dir()
+    ):  # nodes have disks of their own
+        raise UsageError(f"--data-dir {sweep.data_dir}: no such folder")
     seeds = seeds_of(file)
     results = sweep.results_dir or default_folder(sweep)
     results = results.absolute() if sweep.ray else results  # nodes work in folders of their own

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from common import fast
 from common.device import one_thread
-from common.fast import loops
 from pruning import fast as twin
 from pruning.fast import Layers
 
@@ -93,6 +92,12 @@ def test_value_gradients_and_statistics_in_training(
     assert passes == [size] * 4
 
 
+def test_two_threads_take_the_loops_too(monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    some_layers(nn.ReLU(), nn.MaxPool2d(2))(some_maps())
+    assert passes == [2]
+
+
 def test_gradient_of_a_pooled_normalisation_by_finite_differences() -> None:
     """In float32 with a step that keeps each window's largest value where it is."""
     layers = some_layers(nn.ReLU(), nn.MaxPool2d(2))
@@ -171,10 +176,11 @@ def test_anything_else_runs_as_torch_runs_it(passes: list[int], monkeypatch: pyt
         patch.setattr(fast, "PLAIN", True)
         runs_plainly(some_layers(nn.ReLU()), maps)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: loops.MOST_THREADS + 1)
+        patch.setattr(torch, "get_num_threads", lambda: 3)
         runs_plainly(some_layers(nn.ReLU()), maps)
     traced = torch.jit.trace(some_layers(nn.ReLU()), maps, check_trace=False)  # type: ignore[no-untyped-call]
     assert "batch_norm" in str(traced.inlined_graph)
     exported = torch.export.export(some_layers(nn.ReLU()), (maps,))
     assert "batch_norm" in str(exported.graph)
+    assert "permute" not in str(exported.graph)  # nothing of the choice between the two is left in it
     assert not passes

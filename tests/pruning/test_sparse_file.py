@@ -218,9 +218,9 @@ def test_command_line_lists_a_file_and_refuses_a_damaged_one(tmp_path: Path) -> 
     listed = subprocess.run([*command, str(good)], capture_output=True, text=True, check=True).stdout
     assert "float16" in listed
     assert "(6, 4, 3, 3)" in listed
-    for path in (bad, tmp_path / "missing.sparse"):
+    for path, status in ((bad, 1), (tmp_path / "missing.sparse", 2)):
         refused = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
-        assert refused.returncode == 1
+        assert refused.returncode == status
         assert refused.stderr.startswith(f"error: {path}")
         assert refused.stderr.count("\n") == 1
     with pytest.raises(RunError, match="damaged"):

@@ -85,6 +85,7 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
     for runs, told in (
         ((arms[0],), "1 run folders"),
         ((arms[0],) * 2, "same name"),
+        ((arms[0], tmp_path / "none"), "none: no such folder"),
     ):
         with pytest.raises(UsageError, match=told):
             main(Comparison(runs, tmp_path / "out"))

@@ -128,7 +128,8 @@ def test_of_a_replay_that_it_collects(tmp_path: Path) -> None:
     [
         (["--stack", "1"], 2, "--stack 1"),
         (["--env-id", "Pendulum-v1", "--icm-observation", "positions"], 2, "known for Hopper"),
-        (["--run", "results/none"], 2, "results/none/config.yaml"),
+        (["--run", "results/none"], 2, "results/none: no such folder"),
+        (["--run", "tests"], 1, "tests/config.yaml: no such file"),
         (["--env-steps", "40", "--random-steps", "40"], 1, "more --env-steps"),
     ],
 )

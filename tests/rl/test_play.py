@@ -128,6 +128,7 @@ def test_an_exported_policy_needs_none_of_this_code(
         (["{run}", "--env-id", "HalfCheetah-v4"], 2, "17 observations and 6 actions, the policy has 11 and 3"),
         (["{run}", "--env-id", "Nothing-v0"], 2, "--env-id Nothing-v0"),
         (["tests"], 1, "tests: no finished run (metrics.json is missing)"),
+        (["no/such"], 2, "no/such: no such folder"),
     ],
 )
 def test_bad_input(run: Path, arguments: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,7 @@ def test_codes_of_files_are_named_after_them(
         (["{runs}/plain", "--encode", "nowhere"], 2, "nowhere: no such file or folder"),
         (["{runs}/plain/config.yaml"], 1, "config.yaml: a file; give the run's folder"),
         (["{runs}"], 1, "no finished run (metrics.json is missing)"),
+        (["no/such"], 2, "no/such: no such folder"),
     ],
 )
 def test_bad_input(

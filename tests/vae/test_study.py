@@ -104,7 +104,7 @@ def test_figures_of_a_damaged_run_are_refused(damage: str, tmp_path: Path) -> No
 
 
 def test_differences_are_first_minus_second_seed_by_seed() -> None:
-    quality = ("density", "random_density", "coverage", "random_coverage", "confidence")
+    quality = ("density", "random_density", "coverage", "random_coverage", "confidence", "balance")
     keys = ("fid", "random_fid", "fid_mixture", "elbo", "nll", *quality)
     models = {"one": {key: [3.0, 5.0] for key in keys}, "other": {key: [1.0, 2.0] for key in keys}}
     claims = compare(models, [4, 5], {"claim": ("one", "other")})
@@ -122,17 +122,26 @@ def test_tables_of_what_metrics_json_holds() -> None:
     assert means.caption == "Means over 2 seeds, nats an image; evaluated on the test images at β = 1."
     head = "model | ELBO | NLL ≤ | reconstruction | KL | FID | FID, mixture | FID, random features | density | coverage"
     in_random_space = ("density, random features", "coverage, random features")
-    assert list(means.head) == [*head.split(" | "), *in_random_space, "confidence"]
-    assert means.rows == [["plain", *["1.75"] * 7, *["1.750"] * 5]]
+    assert list(means.head) == [
+        *head.split(" | "),
+        *in_random_space,
+        "confidence",
+        "balance of classes",
+        "active units",
+    ]
+    assert means.rows == [["plain", *["1.75"] * 7, *["1.750"] * 6, "1.8"]]
     assert list(claims.head) == [
         *("claim", "FID", "FID, random features", "FID, mixture", "ELBO", "NLL ≤"),
         *("density", "density, random features", "coverage", "coverage, random features", "confidence"),
+        "balance of classes",
     ]
-    assert claims.rows == [["b − a", "**−1.0 [−2.0, −0.5]** ≈", *["**−1.0 [−2.0, −0.5]**"] * 9]]
+    assert claims.rows == [["b − a", "**−1.0 [−2.0, −0.5]** ≈", *["**−1.0 [−2.0, −0.5]**"] * 10]]
     assert len(tables(models, {}, {})) == 1
     *_, other = tables(models, {"b − a": {key: gain for key in (*COMPARED, *OTHER)}}, {})
     assert list(other.head) == ["claim", "FID", "FID, random features", *claims.head[6:]]
-    assert other.rows == [["b − a", *["**−1.0 [−2.0, −0.5]**"] * 7]]
+    assert other.rows == [["b − a", *["**−1.0 [−2.0, −0.5]**"] * 8]]
+    _, other = tables({"plain": {key: [1.0, 2.5] for key in (*COLUMNS, *OTHER)}}, {}, {})
+    assert other.rows == [["plain", "1.75", "1.75", *["1.750"] * 6]]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from tests.vae.runs import metrics_of, settings_of
 from vae import bounds, classifier, distil, objective, plane, samplers
 from vae.priors import kl_divergence, mapped_to
 from vae.settings import Settings
-from vae.train import generate, initial_model, main
+from vae.train import generate, initial_model, main, told_of_further_samples
 from vae.train import train as train_model
 
 Refused = Callable[..., tuple[int, str]]
@@ -105,20 +105,24 @@ def test_mismatched_samples_are_of_the_same_draws(quick: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "parameters"),
+    ("chosen", "parameters", "told"),
     [
-        ({"sample_prior": "own"}, None),
-        ({"sample_prior": "normal"}, None),  # the model's own by its name
-        ({"sample_prior": "gaussian12"}, (1.0, 2.0)),
-        ({"sample_mean": 3.0}, (3.0, 1.0)),
-        ({"sample_prior": "gaussian12", "sample_std": 0.5}, (1.0, 0.5)),
-        ({"prior": "gaussian12", "sample_prior": "normal"}, (0.0, 1.0)),
+        ({"sample_prior": "own"}, None, None),
+        ({"sample_prior": "normal"}, None, "the model's own, N(0, 1): there are none"),  # by its name
+        ({"sample_mean": 0.0}, None, "the model's own, N(0, 1): there are none"),
+        ({"sample_prior": "gaussian12"}, (1.0, 2.0), "of codes from N(1, 2²), not from the model's prior N(0, 1)"),
+        ({"sample_mean": 3.0}, (3.0, 1.0), "of codes from N(3, 1)"),
+        ({"sample_prior": "gaussian12", "sample_std": 0.5}, (1.0, 0.5), "of codes from N(1, 0.5²)"),
+        ({"prior": "gaussian12", "sample_prior": "normal"}, (0.0, 1.0), "not from the model's prior N(1, 2²)"),
     ],
 )
 def test_which_prior_the_mismatched_samples_are_from(
-    chosen: dict[str, Any], parameters: tuple[float, float] | None
+    chosen: dict[str, Any], parameters: tuple[float, float] | None, told: str | None
 ) -> None:
-    assert Settings(**chosen).mismatched_parameters == parameters
+    settings = Settings(**chosen)
+    assert settings.mismatched_parameters == parameters
+    line = told_of_further_samples(settings)
+    assert line is None if told is None else told in str(line)
 
 
 @pytest.mark.slow
@@ -309,6 +313,13 @@ def test_mapped_start_is_the_plain_start_under_the_standard_prior() -> None:
         (["--objective", "iwae", "--importance-samples", "0"], 2, "--importance-samples 0"),
         (["--importance-samples", "5"], 2, "--importance-samples 5 with --objective elbo: needs --objective iwae"),
         (["--objective", "vimco"], 2, "iwae"),
+        (["--beta", "0", "--capacity", "3"], 2, "--capacity 3 with --beta 0"),
+        (["--beta", "0", "--kl-warmup-epochs", "1"], 2, "--kl-warmup-epochs 1 with --beta 0"),
+        (
+            ["--initialisation", "mapped", "--mapped-rates", "--prior-mean", "1"],
+            2,
+            "--mapped-rates under a prior of deviation 1",
+        ),
         (["--elbo-epochs", "2"], 2, "--elbo-epochs 2 with --objective elbo: needs --objective iwae"),
         (["--objective", "iwae", "--elbo-epochs", "9", "--epochs", "9"], 2, "--elbo-epochs 9 with --epochs 9"),
         (["--resume", "tests"], 1, "tests/config.yaml: no such file"),

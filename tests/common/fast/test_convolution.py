@@ -86,9 +86,14 @@ def test_patches_and_overlap_add_are_transposes() -> None:
     torch.testing.assert_close(forward, (x * overlap_add(y, geometry, (7, 7))).sum())
 
 
+@pytest.fixture(params=[1, 2])
+def few_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+
+
 @pytest.mark.parametrize("geometry", [(3, 1, 1), (4, 2, 1), (3, 2, 0), (1, 1, 0), (5, 3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loop_adds_what_torch_adds(geometry: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_the_loop_adds_what_torch_adds(geometry: tuple[int, int, int], dtype: torch.dtype, few_threads: None) -> None:
     """In bfloat16 it rounds once, so it is within half a step of the exact sum."""
     kernel, stride, padding = geometry
     size = ((3 - 1) * stride - 2 * padding + kernel + 1, (4 - 1) * stride - 2 * padding + kernel)
@@ -100,8 +105,9 @@ def test_the_loop_adds_what_torch_adds(geometry: tuple[int, int, int], dtype: to
     torch.testing.assert_close(added.double(), exact, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
-def test_the_loop_keeps_what_is_not_finite() -> None:
+def test_the_loop_keeps_what_is_not_finite(few_threads: None) -> None:
     taps = torch.zeros(1, 2, 2, 9 * 2)
+    assert loops.faster(taps)
     taps[0, 0, 0, 8] = torch.nan  # the middle tap of the first position, channel 0
     taps[0, 1, 1, 9] = torch.inf
     added = overlap_add(taps, (3, 1, 1), (2, 2))
@@ -110,10 +116,12 @@ def test_the_loop_keeps_what_is_not_finite() -> None:
     assert int(added.isfinite().sum()) == added.numel() - 2
 
 
-def test_many_threads_take_torchs_additions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_take_torchs_additions(few_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     taps = torch.randn(2, 4, 4, 9 * 3)
+    assert loops.faster(taps)
     one = overlap_add(taps, (3, 1, 1), (4, 4))
-    monkeypatch.setattr(loops, "MOST_THREADS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert not loops.faster(taps)
     monkeypatch.setattr(convolution, "add_taps", None)
     torch.testing.assert_close(one, overlap_add(taps, (3, 1, 1), (4, 4)))
 

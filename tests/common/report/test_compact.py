@@ -117,16 +117,21 @@ def test_names_without_the_folders_that_all_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "status", "told"),
     [
-        (["nowhere", "out"], "nowhere: no such folder"),
-        (["empty", "out"], "empty: no finished run there"),
-        (["run", "out"], "run: a run itself"),
-        (["runs", "full"], "full: not an empty folder"),
+        (["nowhere", "out"], 2, "nowhere: no such folder"),
+        (["empty", "out"], 1, "empty: no finished run there"),
+        (["run", "out"], 2, "run: a run itself"),
+        (["runs", "full"], 2, "full: not an empty folder"),
     ],
 )
 def test_bad_input(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    status: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -136,6 +141,6 @@ def test_bad_input(
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(SystemExit) as stop:
         cli.command(main, Compact, arguments)
-    assert stop.value.code == 2
+    assert stop.value.code == status
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

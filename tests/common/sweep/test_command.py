@@ -290,6 +290,8 @@ def test_files_that_cannot_be_read_and_options_that_do_not_fit(sweep_of: Callabl
             main(Sweep(tmp_path / "bad.yaml"))
     with pytest.raises(UsageError, match="--gpus 1 without --ray"):
         main(sweep_of([{"rate": [1]}], {"gpus": 1.0}))
+    with pytest.raises(UsageError, match="--data-dir no/such: no such folder"):
+        main(sweep_of([{"rate": [1]}], {"data_dir": Path("no/such")}))
 
 
 @pytest.mark.slow
