@@ -141,7 +141,8 @@ def sparsities_of(run: Path) -> Sparsities:
     """Returns the layers' sparsities in a finished run's metrics.json.
 
     Raises:
-        RunError: the folder holds no finished run of pruning/run.py.
+        UsageError: there is no such folder.
+        RunError: it holds no finished run of pruning/run.py.
     """
     layers = finished_metrics(run, "layers", "pruning/run.py")["layers"]
     try:

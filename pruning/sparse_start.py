@@ -20,7 +20,7 @@ def check_given(settings: Settings) -> None:
 
     Raises:
         RunError: a file holds no VGG11, or a folder no finished run.
-        UsageError: the given network is sparser than what is asked for.
+        UsageError: there is no such file or folder, or the given network is sparser than what is asked for.
     """
     if settings.allocation == "given" and settings.sparsities_from is None:
         raise UsageError("--allocation given: say of which run, with --sparsities-from RUN")
