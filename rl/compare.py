@@ -157,10 +157,8 @@ def paired(arms: Sequence[Arm]) -> dict[str, stats.Interval]:
 def tables(arms: Sequence[Arm]) -> list[Table]:
     """Returns every arm's figures, and the differences between arms, bold where they are conclusive."""
     first = arms[0].metrics
-    numbers = sorted({len(arm.metrics["seeds"]) for arm in arms})
-    seeds = counted(numbers[0], "seed") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
     protocol = (
-        f"{first['env_id']}, {first['reward']} reward, {seeds} × {first['env_steps']:,} "
+        f"{first['env_id']}, {first['reward']} reward, {seeds_of(arms)} × {first['env_steps']:,} "
         f"steps; return of the policy without noise, mean over the last {first['evaluations_averaged']} evaluations, "
         "95 % intervals"
     )
@@ -185,14 +183,22 @@ def tables(arms: Sequence[Arm]) -> list[Table]:
     pairs = comparison.every_pair([arm.name for arm in arms])
     return [
         Table([*means.head, "seeds", "parameters of the curiosity module"], rows, protocol),
-        comparison.difference_table(returns(arms), pairs, gains, heading="difference, paired by seed", seeds=False),
+        comparison.difference_table(
+            returns(arms), pairs, gains, heading="difference (means paired by seed)", seeds=False
+        ),
     ]
+
+
+def seeds_of(arms: Sequence[Arm]) -> str:
+    """Returns how many seeds the arms have, in words."""
+    numbers = sorted({len(arm.metrics["seeds"]) for arm in arms})
+    return counted(numbers[0], "seed") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
     """Returns the figure of the arms' learning curves, each with its interval."""
     first = arms[0].metrics
-    caption = f"{first['env_id']}, {first['reward']} reward, {len(first['seeds'])} seeds, 95 % intervals"
+    caption = f"{first['env_id']}, {first['reward']} reward, {seeds_of(arms)}, 95 % intervals"
     sheet, (axes,) = figure("Return of the policy without noise", caption, size=(6.4, 4))
     for arm, colour in zip(arms, COLOURS, strict=False):
         band(axes, arm.steps, arm.curves, colour, arm.name)

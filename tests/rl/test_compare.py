@@ -85,7 +85,7 @@ def test_runs_that_do_not_compare_are_told(arms: list[Path], tmp_path: Path) -> 
     for runs, told in (
         ((arms[0],), "1 run folders"),
         ((arms[0],) * 2, "same name"),
-        ((arms[0], tmp_path / "none"), "none: no such folder"),
+        ((arms[0], tmp_path / "missing"), "missing: no such folder"),
     ):
         with pytest.raises(UsageError, match=told):
             main(Comparison(runs, tmp_path / "out"))
@@ -126,7 +126,12 @@ def test_the_tables_say_what_was_found_and_what_that_allows_to_say() -> None:
     assert arms.rows[1][-1] == "12,345"
     gain = stats.mean([90.0, 110.0, 90.0, 100.0, 90.0])
     chance = stats.probability_of_improvement([curious.metrics["eval_returns"]], [plain.metrics["eval_returns"]])
-    assert list(differences.head) == ["difference, paired by seed", "mean return", "so", "probability of improvement"]
+    assert list(differences.head) == [
+        "difference (means paired by seed)",
+        "mean return",
+        "so",
+        "probability of improvement",
+    ]
     assert differences.rows == [["single − none", f"**{gain.text(signed=True)}**", "better", str(chance)]]
     assert paired([plain, curious]) == {"single − none": gain}
     assert tables([curious, plain])[1].rows[0][2] == "worse"
