@@ -134,7 +134,7 @@ def losses_of(
                 *([_against_best(arm, other)] if other else []),
                 measures.ratio(mean(arm, "compression_ratio").estimate, useless, 1),
                 measures.ratio(mean(arm, "theoretical_speedup").estimate, useless),
-                f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB{_own_part(arm)}",
+                f"{mean(arm, 'sparse_bytes').estimate / 1e6:.2f} MB{_own_part(arm, useless)}",
             ]
         )
     head = ["allocation", "schedule", "sparsity", "seeds", "accuracy [%]", "against dense [points]"]
@@ -188,11 +188,11 @@ def _against_best(arm: Mapping[int, Run], best: Best) -> str:
     return difference(stats.welch_difference(ours, [100 * accuracy for accuracy in best.accuracies]), 2)
 
 
-def _own_part(arm: Mapping[int, Run]) -> str:
+def _own_part(arm: Mapping[int, Run], useless: bool) -> str:
     """Returns how many times smaller than the unpruned network's, in the same format, the file is, where measured."""
     ratios = [
         run.metrics.unpruned_sparse_bytes / run.metrics.sparse_bytes
         for run in arm.values()
         if run.metrics.unpruned_sparse_bytes is not None
     ]
-    return f" ({sum(ratios) / len(ratios):.1f}×)" if len(ratios) == len(arm) else ""
+    return f" ({measures.ratio(sum(ratios) / len(ratios), useless, 1)})" if len(ratios) == len(arm) else ""

@@ -23,7 +23,7 @@ from common.data import Split
 from common.device import set_up
 from common.experiment import say
 from common.image_folders import loose_images
-from pruning import account
+from pruning import account, measures
 from pruning.masks import Masks
 from pruning.trained import TrainedNetwork, load
 from pruning.vgg import VGG11, full_widths, prunable_weights, widths_of
@@ -68,8 +68,9 @@ def main(options: Evaluate) -> None:
             f"warning: the network's classes are {', '.join(network.classes)}, those of {dataset.caption} are others: "
             "the accuracy means nothing; choose its own --dataset"
         )
-    print(f"accuracy {accuracy_on(network, dataset.test):.4f} on {len(dataset.test)} test images of {dataset.caption}")
-    print_costs(network, dataset.test.images[: options.batch_size])
+    accuracy = accuracy_on(network, dataset.test)
+    print(f"accuracy {accuracy:.4f} on {len(dataset.test)} test images of {dataset.caption}")
+    print_costs(network, dataset.test.images[: options.batch_size], measures.at_chance(accuracy, len(dataset.test)))
 
 
 def accuracy_on(network: TrainedNetwork, split: Split) -> float:
@@ -77,8 +78,11 @@ def accuracy_on(network: TrainedNetwork, split: Split) -> float:
     return training.accuracy(network, lambda rows: split.images[rows], split.labels)
 
 
-def print_costs(network: TrainedNetwork, images: Tensor) -> None:
-    """Prints the median time of one image and of all uint8 `images`, and every layer's weights that are not zero."""
+def print_costs(network: TrainedNetwork, images: Tensor, useless: bool) -> None:
+    """Prints the median time of one image and of all uint8 `images`, and every layer's weights that are not zero.
+
+    What a `useless` network, at chance, saves is marked.
+    """
     masks: Masks = {name: weight != 0 for name, weight in prunable_weights(network.network).items()}
     for batch in (images[:1], images):
         seconds = account.median_seconds({"network": network}, batch, seconds=1.0)["network"]
@@ -92,7 +96,8 @@ def print_costs(network: TrainedNetwork, images: Tensor) -> None:
         kept, compression, speedup = (
             totals[k] for k in ("conv_weights_kept", "compression_ratio", "theoretical_speedup")
         )
-        print(f"weights kept {kept:.4f}, compression {compression:.2f}×, theoretical speed-up {speedup:.2f}×")
+        smaller, faster = measures.ratio(compression, useless), measures.ratio(speedup, useless)
+        print(f"weights kept {kept:.4f}, compression {smaller}, theoretical speed-up {faster}")
     else:
         whole = VGG11(len(network.classes))
         every: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(whole).items()}
@@ -101,7 +106,8 @@ def print_costs(network: TrainedNetwork, images: Tensor) -> None:
             f"{full[of] / totals[of]:.2f}× fewer {name}"
             for of, name in (("parameters", "parameters"), ("multiply_adds", "multiply-adds"))
         )
-        print(f"widths {' '.join(map(str, widths))}: {sum(widths):,} of {sum(full_widths()):,} filters, {fewer}")
+        mark = f" ({measures.CHANCE})" if useless else ""
+        print(f"widths {' '.join(map(str, widths))}: {sum(widths):,} of {sum(full_widths()):,} filters, {fewer}{mark}")
 
 
 @torch.inference_mode()

@@ -233,9 +233,9 @@ def table(metrics: Mapping[str, Any]) -> str:
     for row in metrics["layers"]:
         macs = f"{row['multiply_adds'] / 1e6:>18.2f}{row['multiply_adds_after'] / 1e6:>8.2f}"
         lines.append(f"{row['name']:14}{row['sparsity']:>10.4f}{row['weights']:>12,}{row['nonzero']:>12,}{macs}")
-    lines += smaller_lines(metrics)
     images = metrics["dataset"]["test"]
     useless = at_chance(metrics["finetuned_accuracy"], images)
+    lines += smaller_lines(metrics, useless)
     lines += [
         f"conv weights kept {metrics['conv_weights_kept']:.4f}, "
         f"compression {ratio(metrics['compression_ratio'], useless)}, "
@@ -256,13 +256,16 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def smaller_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns what a run that pruned filters left, as lines for the terminal; none for another run."""
+def smaller_lines(metrics: Mapping[str, Any], useless: bool) -> list[str]:
+    """Returns what a run that pruned filters left, as lines for the terminal; none for another run.
+
+    What a `useless` network, at chance, saves is marked.
+    """
     if "smaller" not in metrics:
         return []
     smaller = metrics["smaller"]
     faster = (
-        f"{speedup:.2f}× as fast for a batch of {batch.removeprefix('batch_')}"
+        f"{ratio(speedup, useless)} as fast for a batch of {batch.removeprefix('batch_')}"
         for batch, speedup in smaller["speedup"].items()
     )
     return [

@@ -75,7 +75,7 @@ def save_sparse(
     or 32 shared values, and keep all other tensors as float16. `origin` is kept in the header, see `SparseNetwork`.
 
     Raises:
-        ValueError: a dropped weight is not zero.
+        ValueError: a dropped weight is not zero, or a tensor has another type than float32 or int64.
     """
     content = pack(weights, masks, values, origin)
     write_atomically(path, content)
@@ -110,6 +110,10 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values, origin: Ma
         return len(sections[-1])
 
     for name, tensor in weights.items():
+        if str(tensor.dtype) not in DTYPES:
+            raise ValueError(
+                f"{name} holds {tensor.dtype}: a sparse file takes {' and '.join(DTYPES)}; convert it first"
+            )
         array = tensor.detach().cpu().contiguous().numpy().ravel()
         entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
         layer = name.removesuffix(".weight")

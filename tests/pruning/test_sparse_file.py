@@ -195,6 +195,14 @@ def test_refuses_to_lose_a_weight_outside_the_mask() -> None:
         pack({"x.weight": torch.ones(3)}, {"x": torch.tensor([True, False, True])}, "float32")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_a_type_that_could_not_be_read_again_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "x.sparse"
+    with pytest.raises(ValueError, match=f"x.weight holds {dtype}: a sparse file takes torch.float32"):
+        save_sparse(path, {"x.weight": torch.ones(3).to(dtype)}, {}, "float32")
+    assert not path.exists()
+
+
 def test_command_lists_a_file_and_refuses_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.sparse"
     save_sparse(path, *small_network(), "float16")
