@@ -108,9 +108,7 @@ def test_of_a_smaller_network_the_whole_one_is_the_measure(tmp_path: Path, capsy
     fewer = 9_231_114 / sum(parameter.numel() for parameter in half.parameters())
     assert last.startswith("widths 32 64 128 128 256 256 256 256: 1,376 of 2,752 filters")
     assert f"{fewer:.2f}× fewer parameters" in last
-    assert last.endswith(
-        "3.95× fewer multiply-adds (at chance)"
-    )  # a quarter, but for the first layer's half; untrained
+    assert last.endswith("3.95× fewer multiply-adds (at chance)")  # untrained
 
 
 def test_images_are_classified(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
