@@ -261,7 +261,7 @@ def settings_of(settings_class: type[Settings], run: Path) -> Settings:
 def _values_of(run: Path, option: str) -> dict[str, Any]:
     """Returns what the config.yaml of a run holds; `option` is the one that named the run."""
     if not run.exists():
-        raise UsageError(f"{option} {run}: no such folder")
+        raise UsageError(f"{option} {run}: no such folder".lstrip())
     return _read_yaml(run / "config.yaml", option, RunError)
 
 
@@ -270,14 +270,15 @@ def _fields(settings: DataclassInstance) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str, Any]:
+    named = f"{option} {path}".lstrip()
     try:
         values = read_yaml(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise error_class(f"{option} {path}: no such file") from None
+        raise error_class(f"{named}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise error_class(f"{option} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise error_class(f"{named}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise error_class(f"{option} {path}: holds no settings; write one 'name: value' a line")
+        raise error_class(f"{named}: holds no settings; write one 'name: value' a line")
     return values
 
 

@@ -73,9 +73,8 @@ def main(sweep: Sweep) -> None:
     file = read(sweep.file)
     if sweep.gpus and sweep.ray is None:
         raise UsageError(f"--gpus {sweep.gpus:g} without --ray: on this machine every run sees every GPU")
-    if (
-        sweep.data_dir is not None and sweep.ray is None and not sweep.data_dir.is_dir()
-    ):  # nodes have disks of their own
+    # The nodes of a cluster have disks of their own.
+    if sweep.data_dir is not None and sweep.ray is None and not sweep.data_dir.is_dir():
         raise UsageError(f"--data-dir {sweep.data_dir}: no such folder")
     seeds = seeds_of(file)
     results = sweep.results_dir or default_folder(sweep)
