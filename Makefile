@@ -74,6 +74,7 @@ lint: .venv/installed-dev ## ruff and mypy
 bench: .venv/installed-bench ## speed beside plain loops, the naive scan, Pythae, SB3 and SBX, each comparison in one run
 	mkdir -p results/benchmarks
 	$(BIN)/python benchmarks/pruning_speed.py --output results/benchmarks/pruning_speed.json
+	$(BIN)/python benchmarks/filter_speed.py --threads 1 --output results/benchmarks/filter_speed.json
 	$(BIN)/python benchmarks/vae_speed.py --output results/benchmarks/vae_speed.json
 	$(BIN)/python benchmarks/vae_parallel.py
 	$(BIN)/python benchmarks/rl_speed.py --output results/benchmarks/rl_speed.json
