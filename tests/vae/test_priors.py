@@ -136,10 +136,10 @@ def test_the_class_columns_of_a_conditional_model_are_not_mapped(arch: models.Ar
 # -- the VampPrior -----------------------------------------------------------------------------------------------------
 
 
-def vamp_model(components: int = 7, **options: int) -> VAE:
+def vamp_model(components: int = 7, latent: int = 3, **options: int) -> VAE:
     """A small model whose components lie apart, as after some training."""
     torch.manual_seed(0)
-    model = models.build("fc", 3, hidden=(16,), channels=0, pseudo_inputs=components, **options)
+    model = models.build("fc", latent, hidden=(16,), channels=0, pseudo_inputs=components, **options)
     with torch.no_grad():
         model.posterior.weight *= 8
     return model
@@ -204,6 +204,21 @@ def test_a_mixture_of_one_component_is_that_gaussian() -> None:
         uint8 = images.mul(255).to(torch.uint8)
         estimate = bounds.evaluate_bounds(model, uint8, prior, samples=4000, seed=0)["kl"]
     assert estimate == pytest.approx(exact.item(), rel=0.03, abs=0.02)
+
+
+def test_the_kl_from_a_mixture_is_that_of_an_integral() -> None:
+    """In one dimension, where the integral of q (log q − log p) can be summed up on a grid."""
+    model, images = vamp_model(3, latent=1), torch.rand(4, 1, 28, 28).round()
+    with torch.no_grad():
+        prior = priors.vamp(model)
+        mean, log_variance = model.encode(images)
+        posterior = Normal(mean, (0.5 * log_variance).exp())
+        grid = torch.linspace(-12, 12, 20_001).view(1, -1)  # (1, places)
+        log_q, log_p = posterior.log_prob(grid), torchs_mixture(prior).log_prob(grid.view(-1, 1))
+        exact = ((log_q - log_p) * log_q.exp()).sum(1).mul(24 / 20_000).mean()
+        estimate = bounds.evaluate_bounds(model, images.mul(255).to(torch.uint8), prior, samples=4000, seed=0)["kl"]
+    assert exact > 0.01
+    assert estimate == pytest.approx(exact.item(), rel=0.03, abs=0.01)
 
 
 def test_codes_of_the_mixture_have_its_mean_and_variance(generator: torch.Generator) -> None:
