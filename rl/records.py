@@ -77,6 +77,7 @@ def _in_one(members: Sequence[Arm]) -> Arm:
     mean, middle = stats.mean(metrics["eval_returns"]), stats.interquartile_mean(metrics["eval_returns"])
     metrics |= {"eval_return_mean": mean.estimate, "eval_return_interval": [mean.low, mean.high]}
     metrics |= {"eval_return_iqm": middle.estimate, "eval_return_iqm_interval": [middle.low, middle.high]}
+    metrics["failed"] = [agent for member in members for agent in member.metrics.get("failed", ())]
     metrics["runs"] = [member.name for member in members]
     return Arm(first.name, first.settings, metrics, first.steps, [c for member in members for c in member.curves])
 

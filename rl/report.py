@@ -99,20 +99,35 @@ def section(folders: Sequence[Folder]) -> Section:
 
 
 def comparable(folders: Sequence[Folder]) -> list[list[Arm]]:
-    """Returns the groups of two and more runs of the same task with the same seeds.
+    """Returns the groups of two and more arms of the same task with the same seeds.
 
-    A run whose evaluations cannot be read is called damaged.
+    Runs of the same settings with other seeds are one arm, if each such arm then has the seeds of another one. A run
+    whose evaluations cannot be read is called damaged.
     """
-    groups: dict[tuple[str, ...], list[Arm]] = defaultdict(list)
+    tasks: dict[tuple[str, ...], list[Arm]] = defaultdict(list)
     for folder in folders:
         try:
             arm = records.read(folder)
         except RunError as error:
             folder.state = f"damaged: {str(error).removeprefix(f'{folder.path}: ')}"
             continue
-        seeds = {name: arm.settings[name] for name in records.SEEDS}
-        groups[tuple(map(str, (records.task_of(arm) | seeds).values()))].append(arm)
-    return [group for group in groups.values() if len(group) > 1]
+        tasks[tuple(map(str, records.task_of(arm).values()))].append(arm)
+    found = []
+    for arms in tasks.values():
+        groups = by_seeds(records.pooled(arms))
+        if any(len(group) == 1 and "runs" in group[0].metrics for group in groups):
+            groups = by_seeds(arms)
+        found += [group for group in groups if len(group) > 1]
+    return found
+
+
+def by_seeds(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Returns the arms in groups of the same seeds, those of failed agents included."""
+    groups: dict[tuple[int, ...], list[Arm]] = defaultdict(list)
+    for arm in arms:
+        failed = [agent["seed"] for agent in arm.metrics.get("failed", ())]
+        groups[tuple(sorted([*arm.metrics["seeds"], *failed]))].append(arm)
+    return list(groups.values())
 
 
 def claims_of(arms: Sequence[Arm], differences: Mapping[str, Interval], evidence: str) -> list[Claim]:

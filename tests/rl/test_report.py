@@ -1,5 +1,6 @@
 """Which runs the report page takes for the original report's claim, and which it keeps apart."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,42 @@ def test_an_arm_without_a_common_seed_makes_no_claim() -> None:
     assert claims(arm("single", 700), late) == []
 
 
-def test_other_arguments_make_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = [arm("none"), arm("single", 700), arm("stacked", 1000, env_kwargs='{"healthy_reward": 2}')]
-    monkeypatch.setattr(records, "read", lambda folder: next(arm for arm in arms if arm.name == folder.name))
+def groups_of(monkeypatch: pytest.MonkeyPatch, *arms: Arm) -> list[dict[str, list[int]]]:
+    """Returns the groups that the page makes of runs: the seeds of each arm by its name."""
+    found = {arm.name: arm for arm in arms}
+    monkeypatch.setattr(records, "read", lambda folder: found[folder.name])
     groups = report.comparable([Folder(Path(arm.name), arm.name, {}, {}, "finished") for arm in arms])
-    assert [[of.name for of in group] for group in groups] == [["none", "single"]]
+    return [{of.name: of.metrics["seeds"] for of in group} for group in groups]
+
+
+def test_other_arguments_make_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = arm("stacked", 1000, env_kwargs='{"healthy_reward": 2}')
+    groups = groups_of(monkeypatch, arm("none"), arm("single", 700), other)
+    assert [list(group) for group in groups] == [["none", "single"]]
+
+
+def later(of: Arm, failed: bool = False) -> Arm:
+    """Returns a run of the same settings with the next three seeds; with `failed` the last of them ended early."""
+    metrics = of.metrics | {"seeds": [3, 4] if failed else [3, 4, 5]}
+    metrics |= {"eval_returns": metrics["seeds"], "failed": [{"seed": 5, "step": 1, "cause": "NaN"}] if failed else []}
+    return dataclasses.replace(of, name=f"{of.name}-later", metrics=metrics, settings={**of.settings, "seed": 3})
+
+
+def whole(of: Arm) -> Arm:
+    """Returns the run with the figures that are pooled."""
+    missing = {name: None for name in records.FIGURES if name not in of.metrics}
+    return dataclasses.replace(of, metrics={**of.metrics, **missing})
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_runs_with_more_seeds_are_one_arm_where_each_arm_has_them(
+    failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single, stacked = whole(arm("single", 700)), whole(arm("stacked", 1000))
+    (group,) = groups_of(monkeypatch, single, later(single), stacked, later(stacked, failed))
+    assert group == {"single": [*range(6)], "stacked": [*range(5)] if failed else [*range(6)]}
+
+
+def test_an_arm_whose_further_seeds_no_other_has_is_compared_by_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    none, single = whole(arm("none")), whole(arm("single", 700))
+    assert groups_of(monkeypatch, none, single, later(none)) == [{"none": [0, 1, 2], "single": [0, 1, 2]}]
