@@ -83,21 +83,22 @@ class AgentSettings(RunSettings):
     icm: Curiosity = "none"
     """none: without. single: ICM on one state. stacked: on several. random: single's rewards shuffled. rnd: RND."""
     stack: Annotated[int, Interval(ge=1, le=64)] = 4
-    """States that the forward model of --icm stacked sees: the current one and those before it in the episode."""
+    """States that the forward model of --icm stacked sees: the current one and those before it in the episode.
+    Four is usual (Mnih et al. 2015)."""
     intrinsic_weight: Annotated[float, Ge(0)] = 0.1
-    """Weight of the intrinsic reward, which is first divided by its running standard deviation."""
+    """Weight of the intrinsic reward, which is first divided by its running standard deviation. Ours."""
     bonus: BonusKind = "plain"
     """plain: divided by its deviation (RND: by that of its returns). centred: less its mean, clipped to ±1 (rllte)."""
     bonus_decay: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it."""
+    """Share of the training over which --intrinsic-weight falls linearly to 0; 0 keeps it. Ours."""
     extrinsic_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the task's reward; 0 trains on curiosity alone."""
     icm_observation: Literal["all", "positions"] = "all"
     """What the curiosity module sees of the observation; positions hides the velocities. The policy sees all."""
     feature_size: Width = 32
-    """Dimensions of the encoding φ(s)."""
+    """Dimensions of the encoding φ(s). Ours."""
     icm_width: Width = 128
-    """Hidden units of the encoder, the inverse model and the forward model."""
+    """Hidden units of the encoder, the inverse model and the forward model. Ours."""
     forward_width: Width | None = None
     """Hidden units of the forward model, to give single as many parameters as stacked; None means --icm-width."""
     forward_share: Annotated[float, Interval(ge=0, le=1)] = 0.2
@@ -105,7 +106,7 @@ class AgentSettings(RunSettings):
     icm_learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Adam's learning rate for the curiosity module (Pathak et al. 2017)."""
     deviation_horizon: Count = 1000
-    """Memory, in updates, of the running mean and standard deviation of the intrinsic reward."""
+    """Memory, in updates, of the running mean and standard deviation of the intrinsic reward. Ours."""
 
     # 3. Learning from the replay
     hidden: Annotated[tuple[Width, ...], MinLen(1)] = (256, 256)
