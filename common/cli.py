@@ -169,10 +169,11 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values |= settings_class.smoke
     try:
         preset = from_mapping(settings_class, values, early.config or early.resume or "")
-    except UsageError:
-        if (made := early.resume or early.extended_from) is not None:
-            require_task(Path(made), settings_class.__module__.partition(".")[0])
-        raise
+    except UsageError as error:
+        if (made := early.resume or early.extended_from) is None:
+            raise
+        require_task(Path(made), settings_class.__module__.partition(".")[0])
+        raise RunError(f"{made}: not a run of this script ({str(error).removeprefix(f'{made}: ')})") from None
     settings = _checked(settings_class, _fields(command_line.read(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():
@@ -262,6 +263,8 @@ def _values_of(run: Path, option: str) -> dict[str, Any]:
     """Returns what the config.yaml of a run holds; `option` is the one that named the run."""
     if not run.exists():
         raise UsageError(f"{option} {run}: no such folder".lstrip())
+    if run.is_file():
+        raise UsageError(f"{option} {run}: a file; give the run's folder".lstrip())
     return _read_yaml(run / "config.yaml", option, RunError)
 
 
@@ -273,6 +276,8 @@ def _read_yaml(path: Path, option: str, error_class: type[RunError]) -> dict[str
     named = f"{option} {path}".lstrip()
     try:
         values = read_yaml(path)
+    except IsADirectoryError:
+        raise error_class(f"{named}: a folder; give a YAML file") from None
     except (FileNotFoundError, NotADirectoryError):
         raise error_class(f"{named}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -218,7 +218,7 @@ def finished_metrics(run: Path, figure: str, script: str) -> dict[str, Any]:
     if not run.exists():
         raise UsageError(f"{run}: no such folder")
     if run.is_file():
-        raise RunError(f"{run}: a file; give the run's folder")
+        raise UsageError(f"{run}: a file; give the run's folder")
     try:
         metrics = read_metrics(run)
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from common.data import Split
 from common.device import set_up
 from common.experiment import say
 from common.image_folders import loose_images
+from common.tables import counted
 from pruning import account, measures
 from pruning.masks import Masks
 from pruning.trained import TrainedNetwork, load
@@ -86,9 +87,11 @@ def print_costs(network: TrainedNetwork, images: Tensor, useless: bool) -> None:
     masks: Masks = {name: weight != 0 for name, weight in prunable_weights(network.network).items()}
     for batch in (images[:1], images):
         seconds = account.median_seconds({"network": network}, batch, seconds=1.0)["network"]
-        print(f"time {1000 * seconds:.1f} ms for a batch of {len(batch)}, {torch.get_num_threads()} threads")
+        threads = counted(torch.get_num_threads(), "thread")
+        print(f"time {1000 * seconds:.1f} ms for a batch of {len(batch)}, {threads}")
     example = torch.zeros(1, *SHAPE)
     table = account.layer_table(network.network, masks, example)
+    print(f"{'layer':14}{'sparsity':>9}{'weights':>11}{'nonzero':>11}")
     for row in table:
         print(f"{row['name']:14}{row['sparsity']:>9.4f}{row['weights']:>11,}{row['nonzero']:>11,}")
     totals = account.totals(network.network, table)

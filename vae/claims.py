@@ -71,14 +71,18 @@ def claims_of(folder: Folder, study: Study) -> list[Found]:
         said = BETA if larger else CONTROL if mapped else PRIORS
         beta = f", β = {one['beta']:g}" if said == BETA and "β = " not in name else ""
         epochs = one.get("epochs", Settings.epochs)
+        length = "smoke test" if folder.settings.get("smoke_test") is True else counted(epochs, "epoch")
+        verdict_on = sentence(differences, margins_of(folder))
+        if said == BETA and verdict_on.startswith("worse"):
+            verdict_on = f"contradicted: {verdict_on}"
         fid, elbo = differences["fid"], differences["elbo"]
         texts = [of.text(signed=True).partition(" ") for of in (fid, elbo)]
         claim = Claim(
             said,
-            f"{name}{beta}, {counted(epochs, 'epoch')}: FID {texts[0][0]}, ELBO {texts[1][0]}",
+            f"{name}{beta}, {length}: FID {texts[0][0]}, ELBO {texts[1][0]}",
             ", ".join(interval or "none" for _, _, interval in texts),
             len(study.seeds),
-            sentence(differences, margins_of(folder)),
+            verdict_on,
             link("study", folder.name),
             bool(folder.stand_in_for),
         )
@@ -119,17 +123,24 @@ def sentence(differences: Mapping[str, Interval], margins: Mapping[str, float]) 
     if word == "too few seeds":
         return f"open: {counted(min(fid.values, elbo.values), 'seed')}, too few for a conclusion"
     if word in ("better", "worse"):
-        shown = " and ".join(name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive)
+        shown = [name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive]
         others = {name: differences[name] for name in ("density", "coverage", "confidence") if name in differences}
-        against = [name for name, of in others.items() if of.conclusive and (of.estimate > 0) == (word == "worse")]
+        clear = {name: of.estimate > 0 for name, of in others.items() if of.conclusive}  # a higher one is better
+        shown += [name for name, higher in clear.items() if higher == (word == "better")]
+        against = [name for name, higher in clear.items() if higher == (word == "worse")]
         opposite = "worse" if word == "better" else "better"
-        return f"{word} in {shown}" + (f", yet {opposite} in {' and '.join(against)}" if against else "")
+        return f"{word} in {listed(shown)}" + (f", yet {opposite} in {listed(against)}" if against else "")
     if word != "nothing shown":
         return word
     if fid.within(margins.get("fid", 0)) and elbo.within(margins.get("elbo", 0)):
         return f"no difference: within ±{margins['fid']:g} in FID and ±{margins['elbo']:g} nats in ELBO"
     seen = f"{fid.smallest_seen:.0f} in FID, {elbo.smallest_seen:.1f} nats in ELBO"
     return f"no difference shown: both intervals contain 0; the study would have seen {seen} (80 % power)"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the names as a list in a sentence."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def verdict(fid: Interval, elbo: Interval) -> str:

@@ -73,6 +73,9 @@ def main(options: Sample) -> None:
         decoded = trained.reconstruct(images, of_class(options, images))
         print(written_images(options.out or Path("reconstructions.png"), decoded, names, beside=images.float() / 255))
     elif options.interpolate is not None:
+        for path in options.interpolate:
+            if path.is_dir():
+                raise UsageError(f"--interpolate {path}: a folder; give two images")
         start, end = (loose_images(path, SHAPE, options.resize)[1][:1] for path in options.interpolate)
         both = torch.cat([start, end])
         strip = trained.interpolate(start, end, COLUMNS, of_class(options, both))
@@ -101,7 +104,8 @@ def check(options: Sample) -> None:
             allowed = "the name of a sheet ends in .png, that of a folder has no ending"
         raise UsageError(f"--out {options.out}: {allowed}")
     if options.out.is_dir() and (options.out.suffix or any(options.out.iterdir())):
-        raise UsageError(f"--out {options.out}: a folder with files; choose another, so that none is mixed with them")
+        why = "a folder, but its name has the ending of a file" if options.out.suffix else "a folder with files"
+        raise UsageError(f"--out {options.out}: {why}; choose another")
 
 
 def of_class(options: Sample, images: Tensor) -> Tensor | None:

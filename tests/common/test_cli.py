@@ -94,6 +94,7 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
         (["stray"], ["stray"]),
         (["--config"], ["--config"]),
         (["--config", "no/such.yaml"], ["--config no/such.yaml", "no such file"]),
+        (["--config", "configs"], ["--config configs: a folder; give a YAML file"]),
     ],
 )
 def test_bad_command_lines_are_told_in_one_line(
@@ -141,6 +142,8 @@ def test_resume_keeps_the_runs_settings(tmp_path: Path) -> None:
         cli.parse(Settings, ["--resume", str(tmp_path), "--config", "x.yaml"])
     with pytest.raises(UsageError, match="none: no such folder"):
         cli.parse(Settings, ["--resume", str(tmp_path / "none")])
+    with pytest.raises(UsageError, match=r"config.yaml: a file; give the run's folder"):
+        cli.parse(Settings, ["--resume", str(tmp_path / "config.yaml")])
 
 
 def test_resume_of_a_smoke_test_keeps_what_it_was_given(tmp_path: Path) -> None:
@@ -163,6 +166,16 @@ def test_a_run_of_another_task_is_called_that(
     status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
     assert status == 1
     assert line == f"error: {tmp_path}: a run of rl, not of vae"
+
+
+@pytest.mark.parametrize("option", ["--resume", "--extend"])
+def test_a_run_of_another_script_of_the_task_is_called_that(
+    option: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
+    (tmp_path / "config.yaml").write_text("script: vae/train.py\n")
+    status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
+    assert status == 1
+    assert line.startswith(f"error: {tmp_path}: not a run of this script (unknown setting 'script'")
 
 
 def failing(error: BaseException) -> Any:

@@ -93,7 +93,8 @@ def test_accuracy_costs_and_layers_are_printed(run: Path, capsys: pytest.Capture
     assert "360 test images" in lines[0]
     assert "the network's classes are ant, bee" in done.err
     assert [line.split(" for ")[1].split(",")[0] for line in lines[1:3]] == ["a batch of 1", "a batch of 4"]
-    rows = [line.split() for line in lines[3:-1]]
+    assert lines[3].split() == ["layer", "sparsity", "weights", "nonzero"]
+    rows = [line.split() for line in lines[4:-1]]
     assert [row[0] for row in rows] == list(prunable_weights(load(run).network))
     assert all(float(row[1]) == pytest.approx(0.5, abs=0.01) for row in rows)
     assert lines[-1].startswith("weights kept 0.5")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from common.report.folders import find
+from common.report.folders import Folder, find
 from common.stats import Interval
 from common.tables import Table
 from tests.common.report.conftest import edit
 from tests.common.report.runs import vae_run
-from vae.claims import BETA, CONTROL, PRIORS, sentence, verdict
+from vae.claims import BETA, CONTROL, PRIORS, Study, claims_of, sentence, verdict
 from vae.report import section
 
 
@@ -37,8 +37,9 @@ def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None
     assert sentence(worse, {}) == "worse in FID and ELBO"
     assert sentence({**worse, "elbo": nothing}, {}) == "worse in FID"
     others = {"density": up, "coverage": down, "confidence": up}
-    assert sentence({**worse, **others}, {}) == "worse in FID and ELBO, yet better in density and confidence"
-    assert sentence({"fid": down, "elbo": up, **others}, {}) == "better in FID and ELBO, yet worse in coverage"
+    assert sentence({**worse, **others}, {}) == "worse in FID, ELBO and coverage, yet better in density and confidence"
+    better = sentence({"fid": down, "elbo": up, **others}, {})
+    assert better == "better in FID, ELBO, density and confidence, yet worse in coverage"
     assert sentence({"fid": nothing, "elbo": nothing, **others}, {}).startswith("no difference shown: both intervals")
     few = {name: dataclasses.replace(of, values=3) for name, of in worse.items()}
     assert sentence(few, {}) == "open: 3 seeds, too few for a conclusion"
@@ -50,6 +51,21 @@ def test_of_a_study_of_beta_the_reports_claim_is_what_it_says() -> None:
     assert [(claim.claim, claim.measured.partition(": FID")[0]) for claim in said if claim.seeds] == [
         (BETA, "conv 16, N(1, 2²): β = 4 − β = 1, 10 epochs"),
     ]
+
+
+def test_of_a_smoke_test_the_page_tells_no_epochs_that_were_not_trained() -> None:
+    (folder,) = find(Path("results/reference/vae/beta_20_epochs"))
+    study = Study(**{name: folder.metrics[name] for name in ("seeds", "models")}, claims=intervals_of(folder))
+    told = claims_of(folder, study)
+    tried = claims_of(dataclasses.replace(folder, settings=folder.settings | {"smoke_test": True}), study)
+    assert ", 20 epochs: FID" in told[0].claim.measured
+    assert ", smoke test: FID" in tried[0].claim.measured
+    assert told[0].claim.verdict.startswith("contradicted: worse in FID, ELBO and coverage, yet better in density")
+
+
+def intervals_of(folder: Folder) -> dict[str, dict[str, Interval]]:
+    claims = folder.metrics["claims"]
+    return {claim: {name: Interval(**of) for name, of in figures.items()} for claim, figures in claims.items()}
 
 
 def test_of_studies_of_one_question_the_longest_training_answers() -> None:

@@ -68,7 +68,7 @@ def test_the_page_opens_with_the_claims_and_the_answers(page: Path) -> None:
         "STAND-IN data: 87.46 → 85.03 → 87.65 % with 22.97 % of the weights none: one seed 1 no result: stand-in data",
         "on one frame not measured here run python rl/train_sac_icm.py --icm stacked and --icm single",
         "than the VAE under N(1, 2²) conv 16: β-VAE − VAE, N(1, 2²), β = 4, 20 epochs: FID +318, ELBO −17.72 "
-        "[+312, +325], [−18.02, −17.48] 5 worse in FID and ELBO details",
+        "[+312, +325], [−18.02, −17.48] 5 contradicted: worse in FID, ELBO",
         "names no better one conv 16: N(1, 2²) − N(0, 1), 20 epochs: FID +76, ELBO −1.3 "
         "[+49, +103], [−1.9, −0.6] 5 worse in FID",
         "Our control: both priors from the same start conv 16: the same, mapped start, 20 epochs: FID −14, ELBO +0.08 "
