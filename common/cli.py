@@ -173,7 +173,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         if (made := early.resume or early.extended_from) is None:
             raise
         require_task(Path(made), settings_class.__module__.partition(".")[0])
-        raise RunError(f"{made}: not a run of this script ({str(error).removeprefix(f'{made}: ')})") from None
+        why = str(error).removeprefix(f"{made}: ")
+        raise RunError(f"{made}: its settings are not those of this script ({why})") from None
     settings = _checked(settings_class, _fields(command_line.read(settings_class, argv, preset)))
     if early.resume is not None:
         for name, value in _fields(settings).items():

@@ -175,7 +175,7 @@ def test_a_run_of_another_script_of_the_task_is_called_that(
     (tmp_path / "config.yaml").write_text("script: vae/train.py\n")
     status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
     assert status == 1
-    assert line.startswith(f"error: {tmp_path}: not a run of this script (unknown setting 'script'")
+    assert line.startswith(f"error: {tmp_path}: its settings are not those of this script (unknown setting 'script'")
 
 
 def failing(error: BaseException) -> Any:
