@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from common import cli
-from common.device import autocast, set_up, synchronize
+from common.device import autocast, set_up
 from pruning import account
 from pruning.vgg import CLASSES, VGG11, full_widths
 
@@ -63,24 +62,8 @@ def training_step(network: VGG11, images: Tensor, labels: Tensor) -> Callable[[]
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        synchronize(images.device)
 
     return step
-
-
-def steps_in_turn(networks: dict[str, VGG11], images: Tensor, labels: Tensor, seconds: float) -> dict[str, list[float]]:
-    """Returns the seconds of a training step of each network, round by round, in turn for so many seconds."""
-    steps = {name: training_step(network, images, labels) for name, network in networks.items()}
-    for step in (*steps.values(), *steps.values()):
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    start = time.perf_counter()
-    while len(times[WHOLE]) < 3 or time.perf_counter() - start < seconds:
-        for name, step in steps.items():
-            before = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - before)
-    return times
 
 
 def main(options: Options) -> None:
@@ -90,11 +73,12 @@ def main(options: Options) -> None:
     networks = {name: VGG11(widths=of).to(device) for name, of in {WHOLE: None, **smaller}.items()}
     images = torch.randn(options.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (options.batch_size,), device=device)
+    steps = {name: training_step(network, images, labels) for name, network in networks.items()}
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     times = {
         "batch of 1": account.seconds_of(networks, images[:1], options.seconds),
         f"batch of {options.batch_size}": account.seconds_of(networks, images, options.seconds),
-        "training step": steps_in_turn(networks, images, labels, options.seconds),
+        "training step": account.in_turn(steps, device, options.seconds),
     }
     figures: dict[str, dict[str, list[float]]] = {}
     for name in networks:

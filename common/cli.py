@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-import torch
 import tyro
 import yaml
 from annotated_types import Ge, Interval
@@ -20,7 +19,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from common import command_line, extending, stopping
 from common.device import Precision
-from common.errors import RunError, UsageError
+from common.errors import RunError, UsageError, in_one_line
 from common.files import moved_to_sweeps
 from common.plain_yaml import read_yaml
 from common.progress import require_task
@@ -108,29 +107,11 @@ def guarded(command: Callable[[], None], interrupted: str = "no run was begun") 
             raise SystemExit(141) from None
         if (status := stopping.status_of(error)) is not None:
             _stop(f"{stopping.word(status)}; {stopping.going_on or interrupted}", status)
-        if (message := _in_one_line(error)) is None:
+        if (message := in_one_line(error)) is None:
             raise
         _stop(message, error.exit_status if isinstance(error, RunError) else 1)
     finally:
         stopping.end_work()
-
-
-def _in_one_line(error: BaseException) -> str | None:
-    """Returns what the user is told of a failure that is expected; None for any other: a bug keeps its traceback."""
-    match error:
-        case RunError():
-            return str(error)
-        case torch.OutOfMemoryError():
-            return f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size."
-        case MemoryError():
-            return "out of memory. Ask for less: a smaller batch, say."
-        case RuntimeError() if "DefaultCPUAllocator" in str(error):  # torch has no class for a lack of CPU memory
-            reason = str(error).splitlines()[0].split("] ")[-1]
-            return f"out of memory: {reason} Ask for less: a smaller batch, say."
-        case OSError():
-            where = f"{error.filename}: " if error.filename else ""
-            return f"{where}{error.strerror or error}. What was already written is intact."
-    return None
 
 
 def _stop(message: str, status: int) -> None:

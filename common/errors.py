@@ -1,6 +1,8 @@
-"""The two expected ways a run may fail; `cli.run` prints either as one line, without a traceback."""
+"""The expected ways a run may fail, and the one line that `cli.run` prints of them, without a traceback."""
 
 from collections.abc import Sequence
+
+import torch
 
 
 class RunError(Exception):
@@ -17,6 +19,24 @@ class UsageError(RunError):
     """The command line or the YAML preset asks for something that does not exist. Exit status 2."""
 
     exit_status = 2
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """Returns what the user is told of a failure that is expected; None for any other: a bug keeps its traceback."""
+    match error:
+        case RunError():
+            return str(error)
+        case torch.OutOfMemoryError():
+            return f"out of memory on the device: {str(error).splitlines()[0]} Lower --batch-size."
+        case MemoryError():
+            return "out of memory. Ask for less: a smaller batch, say."
+        case RuntimeError() if "DefaultCPUAllocator" in str(error):  # torch has no class for a lack of CPU memory
+            reason = str(error).splitlines()[0].split("] ")[-1]
+            return f"out of memory: {reason} Ask for less: a smaller batch, say."
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or error}. What was already written is intact."
+    return None
 
 
 def require_shape(name: str, found: Sequence[int], expected: Sequence[int], axis: str = "N") -> None:

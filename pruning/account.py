@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
 import warnings
@@ -132,20 +133,26 @@ def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: flo
 @torch.inference_mode()
 def seconds_of(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, list[float]]:
     """Returns the seconds that each model took for `images`, round by round, the models in turn."""
+    works = {name: functools.partial(model.eval(), images) for name, model in models.items()}
+    return in_turn(works, images.device, seconds)
 
-    def time_of(forward: Callable[[Tensor], Tensor]) -> float:
-        synchronize(images.device)
+
+def in_turn(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """Returns the seconds that each work took on `device`, in turn for so many seconds and three rounds at least."""
+
+    def time_of(work: Callable[[], object]) -> float:
+        synchronize(device)
         start = time.perf_counter()
-        forward(images)
-        synchronize(images.device)
+        work()
+        synchronize(device)
         return time.perf_counter() - start
 
-    for model in models.values():
-        model.eval()(images)  # torch chooses its kernels in the first pass
+    for work in works.values():
+        work()  # torch chooses its kernels in the first pass
     start, rounds = time.perf_counter(), list[dict[str, float]]()
     while len(rounds) < 3 or time.perf_counter() - start < seconds:
-        rounds.append({name: time_of(model) for name, model in models.items()})
-    return {name: [times[name] for times in rounds] for name in models}
+        rounds.append({name: time_of(work) for name, work in works.items()})
+    return {name: [times[name] for times in rounds] for name in works}
 
 
 def save_sparse_files(

@@ -26,7 +26,6 @@ import hashlib
 import json
 import math
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -40,6 +39,7 @@ from torch import Tensor
 from common import cli
 from common.errors import RunError, UsageError
 from common.files import write_atomically
+from pruning.codebook import shared_values
 from pruning.masks import Masks
 
 Values = Literal["float32", "float16", "codebook8", "codebook5"]
@@ -124,7 +124,7 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, values: Values, origin: Ma
             entry |= {"kept": int(kept.sum()), "gaps": gaps_section(kept)}
             array = array[kept]
             if values.startswith("codebook"):
-                codebook, codes = _codebook(array, 2 ** int(values.removeprefix("codebook")))
+                codebook, codes = shared_values(array, 2 ** int(values.removeprefix("codebook")))
                 entry |= {
                     "codebook": section(_planes(codebook)),
                     "entries": len(codebook),
@@ -258,28 +258,6 @@ def _planes(array: np.ndarray) -> bytes:
 def _from_planes(content: bytes, dtype: np.dtype, count: int) -> np.ndarray:
     planes = np.frombuffer(content, np.uint8).reshape(dtype.itemsize, count)
     return np.ascontiguousarray(planes.T).view(dtype).reshape(count)
-
-
-def _codebook(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the shared values (float16, sorted) and, for each value, the uint8 code of the nearest shared one.
-
-    The shared values are found by k-means, which starts from evenly spaced values (Han et al. 2016, section 3.2) and
-    runs on at most 20,000 of the values, evenly spaced in their order.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    ranked = np.sort(values)[np.linspace(0, len(values) - 1, min(len(values), 20_000)).astype(int)]
-    distinct = np.unique(ranked)
-    if len(distinct) > entries:
-        starts = np.linspace(distinct[0], distinct[-1], entries).reshape(-1, 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for are fine
-            clusters = KMeans(entries, init=starts, n_init=1, max_iter=50).fit(ranked.reshape(-1, 1))
-        distinct = np.unique(clusters.cluster_centers_)
-    codebook = distinct.astype(np.float16)
-    middles = (codebook[1:].astype(np.float32) + codebook[:-1].astype(np.float32)) / 2
-    return codebook, np.searchsorted(middles, values).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)

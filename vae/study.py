@@ -168,7 +168,7 @@ def draw(
     swept = {name for lines in sweeps.values() for curve in lines.values() for name, _ in curve.values()}
     if alone := [name for name in models if name not in swept]:
         pictures = {name: first_samples(models[name], first_seed[name], dataset) for name in alone}
-        captions = {name: panel_caption(models[name].model_title, figures_of[name]) for name in alone}
+        captions = {name: study_figures.panel_caption(models[name].model_title, figures_of[name]) for name in alone}
         run.figure("samples", study_figures.sheet_of_samples(pictures, captions, caption))
     for network, lines in sweeps.items():
         curves = {
@@ -256,15 +256,6 @@ def first_samples(
     prior = gaussian(other, labels.device) if other else settings.prior_of(model)
     codes = samplers.prior_codes(prior, count, settings.latent, settings.seed)
     return bounds.decoded(model, codes, samplers.drawn_classes(labels, count, settings.seed))
-
-
-def panel_caption(title: str, values: Mapping[str, Sequence[float]]) -> str:
-    """Returns a model's name over its figures, means over the seeds, for the sheet of samples."""
-    mean = {key: stats.mean(numbers).estimate for key, numbers in values.items()}
-    return (
-        f"{title.replace(', prior', chr(10) + 'prior')}\n"
-        f"ELBO {stats.number(mean['elbo'], 1)}, NLL ≤ {stats.number(mean['nll'], 1)}, FID {mean['fid']:.1f}"
-    )
 
 
 def tables(

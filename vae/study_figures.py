@@ -41,6 +41,15 @@ def sheet_of_samples(samples: Mapping[str, Tensor], captions: Mapping[str, str],
     return sheet
 
 
+def panel_caption(title: str, values: Values) -> str:
+    """Returns a model's name over its figures, means over the seeds, for the sheet of samples."""
+    mean = {key: stats.mean(numbers).estimate for key, numbers in values.items()}
+    return (
+        f"{title.replace(', prior', chr(10) + 'prior')}\n"
+        f"ELBO {stats.number(mean['elbo'], 1)}, NLL ≤ {stats.number(mean['nll'], 1)}, FID {mean['fid']:.1f}"
+    )
+
+
 def claims(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], caption: str) -> Figure:
     """Paired differences with their intervals, one row for each claim; conclusive ones are coloured."""
     figures = {"fid": "FID (lower is better)", "elbo": "ELBO [nats] (higher is better)"}
