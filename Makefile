@@ -78,6 +78,7 @@ bench: .venv/installed-bench ## speed beside plain loops, the naive scan, Pythae
 	$(BIN)/python benchmarks/vae_speed.py --output results/benchmarks/vae_speed.json
 	$(BIN)/python benchmarks/vae_parallel.py
 	$(BIN)/python benchmarks/rl_speed.py --output results/benchmarks/rl_speed.json
+	$(BIN)/python benchmarks/critic_speed.py --threads 1 --output results/benchmarks/critic_speed.json
 	$(BIN)/python benchmarks/busy_machine.py --output results/benchmarks/busy_machine.json
 
 clean: ## removes the environment and caches, no results

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common import cli
 from common.device import autocast, set_up
+from common.timing import in_turn, quartiles
 from pruning import account
 from pruning.vgg import CLASSES, VGG11, full_widths
 
@@ -78,14 +79,14 @@ def main(options: Options) -> None:
     times = {
         "batch of 1": account.seconds_of(networks, images[:1], options.seconds),
         f"batch of {options.batch_size}": account.seconds_of(networks, images, options.seconds),
-        "training step": account.in_turn(steps, device, options.seconds),
+        "training step": in_turn(steps, device, options.seconds),
     }
     figures: dict[str, dict[str, list[float]]] = {}
     for name in networks:
         line, figures[name] = f"{name:12}", {}
         for what, seconds in times.items():
             ratios = [whole / own for whole, own in zip(seconds[WHOLE], seconds[name], strict=True)]
-            middle, (low, high) = statistics.median(ratios), account.quartiles(ratios)
+            middle, (low, high) = statistics.median(ratios), quartiles(ratios)
             figures[name][what] = [statistics.median(seconds[name]), middle, low, high]
             line += f"  {what} {1000 * figures[name][what][0]:7.2f} ms"
             line += "" if name == WHOLE else f" {middle:.2f}× ({low:.2f}–{high:.2f})"

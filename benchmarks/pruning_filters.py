@@ -26,6 +26,7 @@ import tyro
 from common import data
 from common.device import set_up
 from common.experiment import Run
+from common.timing import quartiles
 from pruning import account, measures
 from pruning.allocation import uniform
 from pruning.calibration import batches, recalibrated
@@ -144,11 +145,11 @@ def compare(options: Options, seed: int, dataset: data.Dataset, device: torch.de
         speed = {name: [d / s for d, s in zip(times["dense"], of, strict=True)] for name, of in times.items()}
         figures[f"batch_{len(batch)}"] = {
             "seconds": {name: statistics.median(of) for name, of in times.items()},
-            "quartiles": {name: account.quartiles(of) for name, of in times.items()},
+            "quartiles": {name: quartiles(of) for name, of in times.items()},
             "faster_than_dense": {name: statistics.median(of) for name, of in speed.items()},
             "ours_faster_than_torch_pruning": statistics.median(ratios),
         }
-        low, high = account.quartiles(ratios)
+        low, high = quartiles(ratios)
         ms = ", ".join(f"{name} {1000 * statistics.median(of):.2f} ms" for name, of in times.items())
         print(f"seed {seed}  batch of {len(batch)}: {ms}; ours {statistics.median(ratios):.2f}× ({low:.2f}–{high:.2f})")
     return figures

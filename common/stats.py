@@ -133,6 +133,23 @@ def power(difference: float, deviation: float, seeds: int, *, paired: bool = Fal
     return float(scipy.stats.nct.sf(reach, freedom, shift) + scipy.stats.nct.cdf(-reach, freedom, shift))
 
 
+def equivalence_power(margin: float, deviation: float, seeds: int, *, paired: bool = False) -> float:
+    """Returns how often two arms without a true difference have an interval (t, 95 %) that lies within ±`margin`.
+
+    `seeds` and `deviation` are those of `power`. The estimate is normal, its standard error has an independent χ
+    distribution: the chance of an estimate near enough to 0 is averaged over the errors (Schuirmann 1987).
+    """
+    freedom = seeds - 1 if paired else 2 * (seeds - 1)
+    error = deviation * math.sqrt((1 if paired else 2) / seeds)
+    reach = float(scipy.stats.t.ppf(0.975, freedom)) * error
+    errors = scipy.stats.chi(freedom, scale=1 / math.sqrt(freedom))  # of the estimated error over the true one
+
+    def within(ratio: float) -> float:
+        return float(errors.pdf(ratio)) * math.erf((margin - reach * ratio) / error / math.sqrt(2))
+
+    return float(scipy.integrate.quad(within, 0, margin / reach)[0])
+
+
 def seeds_needed(difference: float, deviation: float, *, paired: bool = False, wanted: float = 0.8) -> int:
     """Returns the fewest seeds an arm with which `power` is at least `wanted`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data import Dataset
-from common.device import synchronize
+from common.timing import in_turn, quartiles
 from pruning import measures, sparse_file
 from pruning.filters import filter_counts
 from pruning.masks import Masks
@@ -119,12 +118,6 @@ def _each(summary: Callable[[list[float]], Any], times: Mapping[str, list[float]
     return {name: summary(of) for name, of in times.items()}
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Returns the first and the third quartile."""
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return [first, third]
-
-
 def median_seconds(models: Mapping[str, nn.Module], images: Tensor, seconds: float) -> dict[str, float]:
     """Returns each model's median time of `images` in seconds, the models in turn for so many seconds."""
     return _each(statistics.median, seconds_of(models, images, seconds))
@@ -135,24 +128,6 @@ def seconds_of(models: Mapping[str, nn.Module], images: Tensor, seconds: float) 
     """Returns the seconds that each model took for `images`, round by round, the models in turn."""
     works = {name: functools.partial(model.eval(), images) for name, model in models.items()}
     return in_turn(works, images.device, seconds)
-
-
-def in_turn(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
-    """Returns the seconds that each work took on `device`, in turn for so many seconds and three rounds at least."""
-
-    def time_of(work: Callable[[], object]) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        return time.perf_counter() - start
-
-    for work in works.values():
-        work()  # torch chooses its kernels in the first pass
-    start, rounds = time.perf_counter(), list[dict[str, float]]()
-    while len(rounds) < 3 or time.perf_counter() - start < seconds:
-        rounds.append({name: time_of(work) for name, work in works.items()})
-    return {name: [times[name] for times in rounds] for name in works}
 
 
 def save_sparse_files(

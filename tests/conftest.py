@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The slowest files first, so that no worker is left with one at the end (--dist loadfile --no-loadscope-reorder).
 SLOWEST = [
     *("pruning/test_run.py", "vae/test_train.py", "vae/test_classifier.py", "common/sweep/test_cluster.py"),
-    *("pruning/test_train.py", "vae/test_study.py", "rl/test_train.py", "common/test_data.py"),
+    *("pruning/test_train.py", "vae/test_study.py", "vae/test_training.py", "rl/test_train.py", "common/test_data.py"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
@@ -33,6 +34,7 @@ class StudySettings(SweepFile, cli.RunSettings):
     """Resize the images of such a folder to 28×28 and turn them to grey; their aspect is not kept."""
     max_images: Annotated[int, Ge(1000)] | None = None
     """Images to use at most, the same share of the training, held-out and test images; none means all of them."""
+    extended_from: Annotated[Path | None, tyro.conf.Suppress] = None  # a study has no training of its own
     script: Annotated[str, tyro.conf.Fixed] = SCRIPT
     """The script of every run."""
     seeds: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = 1

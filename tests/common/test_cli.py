@@ -1,10 +1,9 @@
-"""Settings: who wins, what is refused, and how it is told."""
+"""Settings: who wins, what a resumed run keeps, other names, and the help."""
 
 import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,9 +12,8 @@ import tyro
 import yaml
 from annotated_types import Ge, Interval
 
-from common import cli, progress
-from common.errors import RunError, UsageError
-from vae.settings import Settings as VAESettings
+from common import cli
+from common.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,64 +72,6 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     assert yaml.safe_load(cli.to_yaml(settings)).keys() == names
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--epochs", "0"], ["--epochs", "0", "greater than or equal to 1"]),
-        (["--epochs", "x"], ["--epochs", "x", "INT"]),
-        (["--epochs"], ["--epochs"]),
-        (["--rate", "1.0"], ["--rate", "1.0", "less than 1"]),
-        (["--rate", "nan"], ["--rate", "nan"]),
-        (["--target", "-1"], ["--target", "-1"]),
-        (["--dataset", "imagenet"], ["--dataset", "imagenet", "digits"]),
-        (["--rate", "inf"], ["--rate", "inf"]),
-        (["--threads", "100000000000"], ["--threads"]),
-        (["--run-name", "../../x"], ["--run-name", "../../x"]),
-        (["--seed", "-3"], ["--seed", "-3"]),
-        (["--device", "tpu"], ["--device", "tpu", "cuda"]),
-        (["--epoch", "3"], ["--epoch"]),
-        (["--nonsense"], ["--nonsense"]),
-        (["stray"], ["stray"]),
-        (["--config"], ["--config"]),
-        (["--config", "no/such.yaml"], ["--config no/such.yaml", "no such file"]),
-        (["--config", "configs"], ["--config configs: a folder; give a YAML file"]),
-    ],
-)
-def test_bad_command_lines_are_told_in_one_line(
-    arguments: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.run(lambda settings: None, Settings, arguments)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    assert "╭" not in message
-    assert all(part in message for part in told), message
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("epochs: 0", "--epochs 0"),
-        ("epochs: many", "--epochs many"),
-        ("epoch: 3", "unknown setting 'epoch'"),
-        ("dataset: imagenet", "--dataset imagenet"),
-        ("- a\n- b", "holds no settings"),
-        ("", "holds no settings"),
-        ("epochs: [1", "cannot be read as YAML"),
-        ("seed: 2024-13-45", "cannot be read as YAML"),
-        ("epochs: " + "[" * 5000, "cannot be read as YAML"),
-        ("script: pruning/run.py\narms: {a: {}}", "run it: python -m common.sweep"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nepochs: &c [*c]", "cannot be read as YAML"),
-        ("resume: somewhere", "resume belongs on the command line"),
-    ],
-)
-def test_bad_presets_are_usage_errors(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told.replace("[", r"\[")):
-        cli.parse(Settings, ["--config", preset(tmp_path, text)])
-
-
 def test_resume_keeps_the_runs_settings(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(cli.to_yaml(Settings(epochs=4)))
     assert cli.parse(Settings, ["--resume", str(tmp_path)]).epochs == 4
@@ -154,61 +94,6 @@ def test_resume_of_a_smoke_test_keeps_what_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(cli.to_yaml(Settings(epochs=5)))
     with pytest.raises(UsageError, match="--smoke-test True beside --resume"):
         cli.parse(Settings, ["--resume", str(tmp_path), "--smoke-test"])
-
-
-@pytest.mark.parametrize("option", ["--resume", "--extend"])
-def test_a_run_of_another_task_is_called_that(
-    option: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
-) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    progress.write(tmp_path, {"task": "rl", "seconds": 0, "history_rows": 0, "git_commit": None})
-    (tmp_path / "config.yaml").write_text("icm: stacked\n")
-    status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
-    assert status == 1
-    assert line == f"error: {tmp_path}: a run of rl, not of vae"
-
-
-@pytest.mark.parametrize("option", ["--resume", "--extend"])
-def test_a_run_of_another_script_of_the_task_is_called_that(
-    option: str, tmp_path: Path, refused: Callable[..., tuple[int, str]]
-) -> None:
-    (tmp_path / "config.yaml").write_text("script: vae/train.py\n")
-    status, line = refused(lambda settings: None, VAESettings, [option, str(tmp_path)])
-    assert status == 1
-    assert line.startswith(f"error: {tmp_path}: its settings are not those of this script (unknown setting 'script'")
-
-
-def failing(error: BaseException) -> Any:
-    def main(settings: Settings) -> None:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "told"),
-    [
-        (RunError("the loss is nan"), 1, "the loss is nan"),
-        (UsageError("--sparsity 2"), 2, "--sparsity 2"),
-        (OSError(28, "No space left on device", "results/x"), 1, "results/x: No space left on device"),
-        (PermissionError(13, "Permission denied", "results"), 1, "results: Permission denied"),
-        (KeyboardInterrupt(), 130, "interrupted; "),
-    ],
-)
-def test_expected_failures_are_one_line(
-    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.run(failing(error), Settings, [])
-    assert stop.value.code == status
-    message = capsys.readouterr().err
-    assert told in message
-    assert message.count("\n") == 1
-
-
-def test_bugs_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        cli.run(failing(ZeroDivisionError()), Settings, [])
 
 
 def test_an_alias_is_the_same_option(tmp_path: Path) -> None:
@@ -253,18 +138,6 @@ def test_a_preset_that_moved_is_found_in_sweeps(tmp_path: Path, capsys: pytest.C
     now = preset(tmp_path / "sweeps", "epochs: 5\n")
     assert cli.parse(Settings, ["--config", str(tmp_path / "preset.yaml")]).epochs == 5
     assert capsys.readouterr().err == f"{tmp_path / 'preset.yaml'} has moved to {now}\n"
-
-
-def test_what_pydantic_says_in_its_own_words_is_told_in_plain_ones() -> None:
-    with pytest.raises(UsageError, match=r"--run-name \.\./x: only letters, digits, '-', '_' and '\.', and not"):
-        cli.parse(Settings, ["--run-name", "../x"])
-    with pytest.raises(UsageError, match=r"--hidden \(\): give at least one value"):
-        cli.parse(VAESettings, ["--hidden"])
-
-
-def test_a_key_of_another_script_is_not_taken_for_a_misspelt_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'finetune_epochs' \(of another script\? --help lists those of this one\)"):
-        cli.parse(VAESettings, ["--config", preset(tmp_path, "finetune_epochs: 5\n")])
 
 
 def test_help_is_shown_and_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,16 @@ def test_power_is_how_often_simulated_studies_see_the_difference(paired: bool) -
     assert (tests.pvalue < 0.05).mean() == pytest.approx(stats.power(0.8, 1.0, seeds, paired=paired), abs=0.01)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_power_of_equivalence_is_how_often_simulated_intervals_lie_within_the_margin(paired: bool) -> None:
+    one, other = np.random.default_rng(3).normal(0, 1, (2, 20_000, 12))
+    tests = scipy.stats.ttest_1samp(one, 0, axis=1) if paired else scipy.stats.ttest_ind(one, other, axis=1)
+    interval = tests.confidence_interval(0.95)
+    seen = np.mean(np.maximum(-interval.low, interval.high) < 0.9)
+    assert 0.1 < seen < 0.9
+    assert seen == pytest.approx(stats.equivalence_power(0.9, 1.0, 12, paired=paired), abs=0.015)
+
+
 def test_a_bootstrap_of_unpaired_arms_has_about_welchs_width() -> None:
     one, other = np.random.default_rng(2).normal(0, 1, (2, 60)).tolist()
     drawn, welch = stats.bootstrap_difference(one, other, paired=False), stats.welch_difference(one, other)

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,8 +82,3 @@ def test_latencies_time_all_three(network: VGG11) -> None:
     assert list(times) == list(spread) == ["batch_1", "batch_2"]
     assert all(list(t) == ["dense", "pruned", "pruned_csr"] and min(t.values()) > 0 for t in times.values())
     assert all(low <= times[b][name] <= high for b, of in spread.items() for name, (low, high) in of.items())
-
-
-def test_quartiles_are_numpys() -> None:
-    values = torch.rand(7).tolist()
-    assert account.quartiles(values) == pytest.approx(np.quantile(values, [0.25, 0.75]).tolist())

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from rl.shares import fisher, newcombe, power, tables, wilson
@@ -35,6 +36,12 @@ def test_fishers_test_by_hand() -> None:
     assert power(0.0, 1.0, 4) == pytest.approx(1)  # 2/70 is below 5 %
     assert power(0.0, 1.0, 3) == pytest.approx(0)  # 2/20 is not
     assert power(0.3, 0.3, 5) < 0.05
+
+
+def test_power_is_how_often_simulated_studies_tell_the_shares_apart() -> None:
+    drawn = np.random.default_rng(0).binomial(22, [[0.1], [0.5]], (2, 4000))
+    told = [fisher(seen(one, 22), seen(other, 22)) <= 0.05 for one, other in drawn.T.tolist()]
+    assert np.mean(told) == pytest.approx(power(0.1, 0.5, 22), abs=0.025)
 
 
 def test_tables_and_their_record() -> None:

@@ -1,4 +1,4 @@
-"""The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
+"""The command as a user types it: the whole experiment, and a crash in the middle."""
 
 import functools
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,8 @@ import torch
 from PIL import Image
 
 from common import cli, stats
-from common.files import load_state, load_weights, save_state, save_weights
-from common.sweep.file import groups_of, read, seeds_of
-from rl import train_sac_icm as script
-from rl.checkpoint import Checkpoint
-from rl.dqn_settings import kind_of
-from rl.envs import Environments
+from common.files import load_weights, save_weights
 from rl.evaluate import Evaluator
-from rl.replay import Replay
 from rl.sac import SAC
 from rl.settings import Settings
 from rl.train_sac_icm import main
@@ -48,29 +41,6 @@ def in_this_process(*arguments: str) -> None:
 
 def slow(*arguments: str) -> Any:
     return pytest.param(list(arguments), marks=pytest.mark.slow)
-
-
-class Trained(Exception):
-    """Ends a run after its training; holds the agents and their replay."""
-
-
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SAC, Replay]]:
-    """Runs the script's own loop on settings and returns the agents and their replay as it leaves them."""
-    loop = script.train
-    monkeypatch.setattr(script, "train", lambda *parts: stop_after(*parts))
-
-    def stop_after(run: Any, settings: Settings, sac: SAC, environments: Environments, replay: Replay) -> None:
-        loop(run, settings, sac, environments, replay)
-        raise Trained(sac, replay)
-
-    def run(**settings: Any) -> tuple[SAC, Replay]:
-        with pytest.raises(Trained) as stop:
-            main(Settings(eval_episodes=1, batch_size=8, hidden=(8, 8), results_dir=tmp_path, **settings))
-        sac, replay = stop.value.args
-        return sac, replay
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -174,59 +144,6 @@ def test_kill_9_and_resume_give_the_same_numbers(smoke: Path, tmp_path: Path, ki
             }
 
 
-@pytest.mark.parametrize(
-    ("earlier_names", "chosen"),
-    [
-        (False, ["--icm", "random"]),
-        (True, ["--icm", "random"]),
-        pytest.param(False, ["--icm", "single", "--no-bonus-episodic"], marks=pytest.mark.slow),
-        pytest.param(False, ["--icm", "stacked", "--n-step", "3"], marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_that_stopped_goes_on_to_the_same_weights(
-    earlier_names: bool, chosen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
-    """Also from a checkpoint in which the target critic has its earlier name."""
-    arguments = [*QUICK, "--env-steps", "90", "--random-steps", "20", "--hidden", "8", "8", *chosen]
-    arguments += ["--checkpoint-every", "40", "--log-every", "50", "--results-dir", str(tmp_path)]
-    with monkeypatch.context() as patch:
-        patch.setattr("common.experiment.Run.figure", lambda *_: None)
-        cli.run(main, Settings, [*arguments, "--run-name", "whole"])
-        save = Checkpoint.save
-
-        def save_and_stop(checkpoint: Checkpoint) -> None:
-            save(checkpoint)
-            raise KeyboardInterrupt
-
-        patch.setattr(Checkpoint, "save", save_and_stop)
-        status, _ = refused(main, Settings, [*arguments, "--run-name", "stopped"])
-        assert status == 130
-        patch.setattr(Checkpoint, "save", save)
-        whole, stopped = tmp_path / "rl" / "whole", tmp_path / "rl" / "stopped"
-        path = stopped / "checkpoints" / "agents.state.pt"
-        state = load_state(path)
-        assert state["step"] == 40
-        assert "target_critic.network.weights.0" in state["sac"]
-        if earlier_names:
-            state["sac"] = {name.replace("target_critic.", "target."): tensor for name, tensor in state["sac"].items()}
-            save_state(path, state)
-        cli.run(main, Settings, ["--resume", str(stopped)])
-    ours, unbroken = (load_weights(run / "checkpoints" / "agents.safetensors") for run in (stopped, whole))
-    assert all(torch.equal(ours[name], tensor) for name, tensor in unbroken.items())
-    assert rows_of(stopped, "eval") == rows_of(whole, "eval")
-    for mine, theirs in zip(rows_of(stopped, "train"), rows_of(whole, "train"), strict=True):
-        assert {k: v for k, v in mine.items() if "per_second" not in k} == {
-            k: v for k, v in theirs.items() if "per_second" not in k
-        }
-
-
-def test_several_updates_a_step_and_a_delayed_policy(trained: Callable[..., tuple[SAC, Replay]]) -> None:
-    """Twelve updates of the critics in four steps, and the policy's after every fifth."""
-    sac, _ = trained(random_steps=20, env_steps=24, updates_per_step=3, policy_delay=5)
-    assert sac.critic_optimizer.steps == 12
-    assert sac.actor_optimizer.steps == 2
-
-
 def test_resuming_a_complete_run_changes_nothing(smoke: Path, unchanged_by_resume: Unchanged) -> None:
     unchanged_by_resume(main, Settings, smoke)
 
@@ -251,57 +168,6 @@ def test_every_choice_runs_to_the_end(arguments: list[str], tmp_path: Path, caps
     assert (metrics["curiosity_parameters"] > 0) == (metrics["icm"] != "none")
 
 
-def test_an_agent_acts_the_same_alone_and_beside_others(trained: Callable[..., tuple[SAC, Replay]]) -> None:
-    """In the random steps exactly: environments, actions and stored transitions depend on the seed alone."""
-    together, many = trained(num_seeds=3, seed=4, random_steps=60, env_steps=70)
-    alone, one = trained(num_seeds=1, seed=5, random_steps=60, env_steps=70)
-    assert torch.equal(many.rows[1, :60], one.rows[0, :60])
-    # Then, after ten updates, to rounding.
-    torch.testing.assert_close(many.rows[1, :70], one.rows[0, :70], rtol=1e-3, atol=1e-3)
-    weights = [sac.actor.network.weights[1] for sac in (together, alone)]
-    torch.testing.assert_close(weights[0][1], weights[1][0], rtol=1e-3, atol=1e-4)
-
-
-def test_one_update_a_step_after_the_random_steps(trained: Callable[..., tuple[SAC, Replay]]) -> None:
-    sac, replay = trained(random_steps=20, env_steps=30)
-    assert replay.steps == 30
-    assert {int(optimizer.steps) for optimizer in sac.optimizers} == {10}
-
-
-def test_a_name_without_its_code_is_an_error() -> None:
-    """Where a new reward or curiosity is begun with its name alone, nothing else may run under that name."""
-    with pytest.raises(AssertionError, match="mine"):
-        SAC(Settings(icm="mine"), 11, 3, [torch.Generator()], torch.device("cpu"))  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="mine"):
-        Environments("Hopper-v4", "mine", [0])  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_only_steps_with_an_update_count_in_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which acting takes 0.1 s, an update 1.9, an evaluation or a checkpoint 50, and all else nothing."""
-    now = [0.0]
-
-    def takes(owner: Any, name: str, seconds: float) -> None:
-        original = getattr(owner, name)
-
-        def timed(*arguments: Any) -> Any:
-            now[0] += seconds
-            return original(*arguments)
-
-        monkeypatch.setattr(owner, name, timed)
-
-    takes(Environments, "step", 0.1)
-    takes(SAC, "update", 1.9)
-    takes(Evaluator, "play", 50)
-    takes(Checkpoint, "save", 50)
-    monkeypatch.setattr("rl.meter.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    steps = ["--random-steps", "410", "--log-every", "40", "--eval-every", "430", "--checkpoint-every", "450"]
-    cli.run(main, Settings, [*QUICK, *steps, "--run-name", "timed", "--results-dir", str(tmp_path)])
-    rows = rows_of(tmp_path / "rl" / "timed", "train")
-    assert [int(row["step"]) for row in rows] == [440, 480, 500]
-    assert [float(row["agent_steps_per_second"]) for row in rows] == pytest.approx([0.5] * 3)
-
-
 @pytest.mark.slow
 def test_the_plain_formulas_run_the_whole_experiment(tmp_path: Path) -> None:
     """TRILAB_PLAIN=1: the same weights and environments at first, so that the first evaluation is the same."""
@@ -314,37 +180,6 @@ def test_the_plain_formulas_run_the_whole_experiment(tmp_path: Path) -> None:
     assert float(plain_rows[0]["return"]) == pytest.approx(float(fast_rows[0]["return"]), rel=1e-4)
     losses = [float(rows_of(folder, "train")[0]["critic_loss"]) for folder in folders]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("alias", "option", "value"),
-    [("--gamma", "--discount", 0.9), ("--tau", "--target-rate", 0.25), ("--learning-starts", "--random-steps", 7)],
-)
-def test_the_usual_names_of_settings_are_understood(alias: str, option: str, value: float, refused: Refused) -> None:
-    name = option.removeprefix("--").replace("-", "_")
-    for spelling in (alias, option, alias.replace("-", "_").replace("__", "--")):
-        settings = cli.parse(Settings, [spelling, str(value)])
-        assert getattr(settings, name) == value
-        text = cli.to_yaml(settings)
-        assert f"{name}: {value}" in text
-        assert alias.removeprefix("--").replace("-", "_") + ":" not in text
-    for spelling in (alias, option):
-        status, line = refused(main, Settings, [spelling, "-1"])
-        assert status == 2
-        assert line.startswith(f"error: {option} -1")
-    status, line = refused(main, Settings, [alias, "much"])
-    assert status == 2
-    assert alias in line
-    assert option in line
-
-
-def test_help_shows_both_names(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.parse(Settings, ["--help"])
-    assert not stop.value.code
-    text = capsys.readouterr().out
-    for names in (("--gamma", "--discount"), ("--tau", "--target-rate"), ("--learning-starts", "--random-steps")):
-        assert any(all(name in line for name in names) for line in text.splitlines())
 
 
 def test_diverging_training_stops_with_the_step_and_the_last_checkpoint(tmp_path: Path, refused: Refused) -> None:
@@ -365,77 +200,3 @@ def test_not_a_checkpoint_of_these_agents(smoke: Path, tmp_path: Path, refused: 
     status, line = refused(main, Settings, ["--resume", str(tmp_path / "run")])
     assert status == 1
     assert "agents.safetensors: not what this run wrote there" in line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "told"),
-    [
-        (["--env-id", "Hoper-v4"], 2, "--env-id Hoper-v4"),
-        (["--env-id", "CartPole-v1"], 2, "actions are Discrete(2)"),
-        (["--env-id", "Pendulum-v1", "--env-kwargs", "{g: 3, gg: 4}"], 2, "gymnasium cannot make it"),
-        (["--env-kwargs", "[1]"], 2, "--env-kwargs [1]: write a mapping"),
-        (["--env-kwargs", "{a: "], 2, "write a mapping"),
-        (["--icm", "curious"], 2, "stacked"),
-        (["--stack", "0"], 2, "--stack 0"),
-        (["--intrinsic-weight", "-1"], 2, "--intrinsic-weight -1"),
-        (["--extrinsic-weight", "-0.5"], 2, "--extrinsic-weight -0.5"),
-        (["--num-seeds", "0"], 2, "--num-seeds 0"),
-        (["--discount", "1"], 2, "--discount 1"),
-        (["--reward", "none"], 2, "sparse"),
-        (["--reward", "sparse", "--env-id", "Reacher-v4"], 2, "nothing there can walk forward"),
-        (["--reward", "sparse", "--env-id", "InvertedPendulum-v4"], 2, "nothing there can walk forward"),
-        (["--batch-size", "0"], 2, "--batch-size 0"),
-        (["--random-steps", "5000", "--env-steps", "5000"], 2, "no step is left"),
-        (["--log-std-range", "2", "-2"], 2, "the lower bound must come first"),
-        (["--log-std-range", "-1e300", "1e300"], 2, "outside float32's range"),
-        (["--critic-learning-rate", "0"], 2, "--critic-learning-rate 0"),
-        (["--bonus-decay", "2"], 2, "--bonus-decay 2"),
-        (["--extrinsic-weight", "0", "--icm", "rnd", "--bonus-decay", "1"], 2, "no reward is left at the end"),
-        (["--no-bonus-episodic"], 2, "--no-bonus-episodic with --icm none: there is no bonus"),
-        (["--no-bonus-episodic", "--icm", "rnd", "--n-step", "3"], 2, "--no-bonus-episodic with --n-step 3"),
-        (["--icm", "rnd", "--intrinsic-discount", "0.9"], 2, "--intrinsic-discount 0.9: it is that of the head of"),
-        (["--n-step", "0"], 2, "--n-step 0"),
-        (["--icm", "rnd", "--icm-observation", "positions", "--env-id", "Ant-v4"], 2, "known for Hopper, HalfCheetah"),
-        (["--policy-delay", "0"], 2, "--policy-delay 0"),
-        (["--updates-per-step", "0"], 2, "--updates-per-step 0"),
-        (["--buffer-size", "1"], 2, "--buffer-size"),
-        (["--initial-temperature", "1e300"], 2, "--initial-temperature"),
-        (["--extrinsic-weight", "0"], 2, "no reward is left"),
-        (["--extrinsic-weight", "0", "--icm", "rnd", "--intrinsic-weight", "0"], 2, "no reward is left"),
-        (["--buffer-size", "1000000000", "--env-steps", "1000000000", "--num-seeds", "99"], 1, "out of memory"),
-        (["--icm", "rnd", "--forward-width", "10"], 2, "no forward model"),
-        (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
-        (["--results-dir", "README.md"], 1, "README.md"),
-    ],
-)
-def test_bad_input_is_one_line_and_the_right_status(
-    arguments: list[str], status: int, told: str, tmp_path: Path, refused: Refused
-) -> None:
-    if "--resume" not in arguments:
-        arguments = ["--results-dir", str(tmp_path), *arguments]
-    got, line = refused(main, Settings, arguments)
-    assert got == status
-    assert told in line
-    assert not list(tmp_path.iterdir())  # nothing was begun
-
-
-def test_every_preset_is_accepted() -> None:
-    presets = list(Path("configs/rl").glob("*.yaml"))
-    assert presets
-    for path in presets:
-        cli.parse(Settings, ["--config", str(path)]).check()
-
-
-def test_every_arm_of_the_sweeps_is_accepted_and_its_agents_have_seeds_of_their_own() -> None:
-    paths = sorted(Path("configs/rl/sweeps").glob("*.yaml"))
-    assert paths
-    for path in paths:
-        file = read(path)
-        for arm in (arm for group in groups_of(file) for arm in group):
-            settings = [
-                cli.from_mapping(kind_of(arm.settings), {**arm.settings, "seed": seed}) for seed in seeds_of(file)
-            ]
-            for chosen in settings:
-                chosen.check()
-            seeds = [seed for chosen in settings for seed in chosen.seeds]
-            assert len(set(seeds)) == len(seeds), path

@@ -1,4 +1,4 @@
-"""What the tests read of a run's folder."""
+"""What the tests run, and what they read of a run's folder."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 from common import cli
 from vae.settings import Settings
+
+QUICK = ["--dataset", "digits", "--arch", "fc", "--hidden", "32", "--epochs", "1", "--generated", "100"]
 
 
 def metrics_of(run: Path) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""The command as a user types it: the whole experiment, a crash in the middle, and bad input."""
+"""The command as a user types it: the whole experiment, a crash in the middle, and damaged files."""
 
 import csv
-import dataclasses
 import fcntl
-import functools
 import os
 import shutil
 import subprocess
@@ -14,24 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from common import cli, data, experiment
-from common.experiment import Run
+from common import cli, data
 from common.files import load_weights, save_weights
-from common.plotting import png_bytes
-from tests.vae.runs import metrics_of, settings_of
-from vae import bounds, classifier, distil, objective, plane, samplers
-from vae.priors import kl_divergence, mapped_to
+from tests.vae.runs import QUICK, metrics_of, settings_of
+from vae import bounds, classifier, objective, plane, samplers
 from vae.settings import Settings
-from vae.train import generate, initial_model, main, told_of_further_samples
-from vae.train import train as train_model
+from vae.train import generate, initial_model, main
 
 Refused = Callable[..., tuple[int, str]]
 Killed = Callable[..., Path]
 Unchanged = Callable[[Any, Any, Path], None]
 COMMAND = [sys.executable, "vae/train.py"]
-QUICK = ["--dataset", "digits", "--arch", "fc", "--hidden", "32", "--epochs", "1", "--generated", "100"]
 
 
 def train(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -102,27 +94,6 @@ def test_mismatched_samples_are_of_the_same_draws(quick: Path) -> None:
     codes = samplers.prior_codes(settings.prior_on(torch.device("cpu")), settings.generated, 2, settings.seed)
     torch.testing.assert_close(images["prior samples"], bounds.decoded(model, codes))
     torch.testing.assert_close(images["mismatched samples"], bounds.decoded(model, codes + 8))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "parameters", "told"),
-    [
-        ({"sample_prior": "own"}, None, None),
-        ({"sample_prior": "normal"}, None, "the model's own, N(0, 1): there are none"),  # by its name
-        ({"sample_mean": 0.0}, None, "the model's own, N(0, 1): there are none"),
-        ({"sample_prior": "gaussian12"}, (1.0, 2.0), "of codes from N(1, 2²), not from the model's prior N(0, 1)"),
-        ({"sample_mean": 3.0}, (3.0, 1.0), "of codes from N(3, 1)"),
-        ({"sample_prior": "gaussian12", "sample_std": 0.5}, (1.0, 0.5), "of codes from N(1, 0.5²)"),
-        ({"prior": "gaussian12", "sample_prior": "normal"}, (0.0, 1.0), "not from the model's prior N(1, 2²)"),
-    ],
-)
-def test_which_prior_the_mismatched_samples_are_from(
-    chosen: dict[str, Any], parameters: tuple[float, float] | None, told: str | None
-) -> None:
-    settings = Settings(**chosen)
-    assert settings.mismatched_parameters == parameters
-    line = told_of_further_samples(settings)
-    assert line is None if told is None else told in str(line)
 
 
 @pytest.mark.slow
@@ -223,145 +194,6 @@ def test_another_networks_file_is_told(quick: Path, tmp_path: Path, file: str, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--latent", "2", "--prior", "gaussian12"],
-        ["--latent", "1"],
-        ["--likelihood", "gaussian", "--latent", "3"],
-        ["--likelihood", "bernoulli", "--prior-mean", "-1", "--prior-std", "0.5"],
-        ["--likelihood", "static", "--beta", "5", "--capacity", "4"],
-        ["--initialisation", "mapped", "--prior", "gaussian12", "--mapped-rates", "--ema-decay", "0.9"],
-        ["--arch", "conv", "--channels", "8", "--ema-decay", "0.9", "--hidden", "512", "256"],
-        ["--latent", "2", "--prior", "vamp", "--pseudo-inputs", "20", "--sample-prior", "normal"],
-        ["--latent", "1", "--prior", "vamp", "--beta", "2", "--likelihood", "gaussian"],
-        ["--latent", "3", "--conditional", "--prior", "gaussian12", "--initialisation", "mapped", "--mapped-rates"],
-        ["--latent", "2", "--conditional", "--prior", "vamp", "--objective", "iwae", "--ema-decay", "0.9"],
-        ["--objective", "iwae", "--arch", "conv", "--channels", "8", "--hidden", "512", "256", "--conditional"],
-    ],
-)
-def test_every_choice_runs_to_the_end(
-    arguments: list[str],
-    own_cache: None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(distil, "STEPS", 10)
-    monkeypatch.setattr(experiment, "png_bytes", functools.partial(png_bytes, dpi=30))
-    cli.run(main, Settings, [*QUICK, *arguments, "--results-dir", str(tmp_path), "--nll-samples", "3"])
-    run = Path(capsys.readouterr().out.splitlines()[-1])
-    metrics, settings = metrics_of(run), settings_of(run)
-    assert (metrics["prior_mean"], metrics["prior_std"]) == (settings.prior_parameters or (None, None))
-    assert (run / "figures" / "samples_by_class.png").exists() == settings.conditional == ("class_agreement" in metrics)
-    assert (run / "figures" / "manifold.png").exists() == (settings.latent == 2)
-    assert (run / "figures" / "traversals.png").exists() == (settings.latent != 2)
-
-
-def test_mapped_start_is_the_plain_start_under_the_standard_prior() -> None:
-    plain = initial_model(Settings(prior="normal", arch="fc", latent=3, seed=4), classes=10)
-    settings = Settings(prior="gaussian12", arch="fc", latent=3, seed=4, initialisation="mapped")
-    expected = mapped_to(plain.state_dict(), settings.prior_on(torch.device("cpu")))
-    assert all(
-        torch.equal(tensor, expected[name]) for name, tensor in initial_model(settings, classes=10).state_dict().items()
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "told"),
-    [
-        (["--latent", "0"], 2, "--latent 0"),
-        (["--latent", "100000000000"], 2, "--latent 100000000000"),
-        (["--beta", "-1"], 2, "--beta -1"),
-        (["--prior-std", "0"], 2, "--prior-std 0"),
-        (["--prior", "laplace"], 2, "gaussian12"),
-        (["--arch", "transformer"], 2, "conv"),
-        (["--likelihood", "poisson"], 2, "dynamic"),
-        (["--capacity", "-2"], 2, "--capacity -2"),
-        (["--nll-samples", "0"], 2, "--nll-samples 0"),
-        (["--kl-warmup-epochs", "9", "--epochs", "3"], 2, "--kl-warmup-epochs 9"),
-        (["--hidden", "0"], 2, "--hidden"),
-        (["--initialisation", "mapped"], 2, "choose another prior"),
-        (["--mapped-rates"], 2, "--mapped-rates needs --initialisation mapped"),
-        (["--sample-prior", "laplace"], 2, "gaussian12"),
-        (["--sample-std", "0"], 2, "--sample-std 0"),
-        (["--prior-mean", "nan"], 2, "--prior-mean"),
-        (["--arch", "conv", "--hidden", "7"], 2, "--hidden 7 with --arch conv: it is for --arch fc and has no effect"),
-        (["--arch", "deep", "--hidden", "7", "5"], 2, "--hidden 7 5 with --arch deep"),
-        (["--arch", "fc", "--channels", "32"], 2, "--channels 32 with --arch fc: it is for --arch conv and has no"),
-        (["--arch", "deep", "--channels", "32"], 2, "--channels 32 with --arch deep"),
-        (["--prior-std", "2e18"], 2, "--prior-std 2e+18: allowed are 1e-18 to 1e+18"),
-        (["--prior-std", "5e-19"], 2, "--prior-std 5e-19: allowed are 1e-18 to 1e+18"),
-        (["--prior-mean", "-2e18"], 2, "--prior-mean -2e+18: allowed are -1e+18 to 1e+18"),
-        (["--prior-mean", "1", "--prior-std", "1e-7"], 2, "a mean of at most 1e+06 deviations is allowed"),
-        (["--sample-std", "2e18"], 2, "--sample-std 2e+18: allowed are 1e-18 to 1e+18"),
-        (["--sample-std", "1e-30"], 2, "--sample-std 1e-30: allowed are 1e-18 to 1e+18"),
-        (["--sample-mean", "2e18"], 2, "--sample-mean 2e+18: allowed are -1e+18 to 1e+18"),
-        (["--sample-mean", "3e6"], 2, "--sample-mean 3e+06 with --sample-std 1: a mean of at most 1e+06 deviations"),
-        (["--dataset", "fasion-mnist"], 2, "choose one of auto, mnist, fashion-mnist, kmnist, digits, or a folder"),
-        (["--dataset", "mnist", "--resize"], 2, "--resize with --dataset mnist"),
-        (["--dataset", "tests"], 1, "tests: no images"),
-        (["--prior", "vamp", "--initialisation", "mapped"], 2, "--initialisation mapped with --prior vamp"),
-        (["--prior", "vamp", "--prior-mean", "1"], 2, "--prior-mean 1 with --prior vamp"),
-        (["--prior", "vamp", "--prior-std", "2"], 2, "--prior-std 2 with --prior vamp"),
-        (["--prior", "vamp", "--pseudo-inputs", "0"], 2, "--pseudo-inputs 0"),
-        (["--prior", "vamp", "--sample-std", "2"], 2, "--sample-prior normal or gaussian12"),
-        (["--pseudo-inputs", "9"], 2, "--pseudo-inputs 9 with --prior normal: needs --prior vamp"),
-        (["--objective", "iwae", "--beta", "2"], 2, "--beta 2 with --objective iwae"),
-        (["--objective", "iwae", "--capacity", "3"], 2, "--capacity 3 with --objective iwae"),
-        (["--objective", "iwae", "--kl-warmup-epochs", "1"], 2, "--kl-warmup-epochs 1 with --objective iwae"),
-        (["--objective", "iwae", "--importance-samples", "0"], 2, "--importance-samples 0"),
-        (["--importance-samples", "5"], 2, "--importance-samples 5 with --objective elbo: needs --objective iwae"),
-        (["--objective", "vimco"], 2, "iwae"),
-        (["--beta", "0", "--capacity", "3"], 2, "--capacity 3 with --beta 0"),
-        (["--beta", "0", "--kl-warmup-epochs", "1"], 2, "--kl-warmup-epochs 1 with --beta 0"),
-        (
-            ["--initialisation", "mapped", "--mapped-rates", "--prior-mean", "1"],
-            2,
-            "--mapped-rates under a prior of deviation 1",
-        ),
-        (["--elbo-epochs", "2"], 2, "--elbo-epochs 2 with --objective elbo: needs --objective iwae"),
-        (["--objective", "iwae", "--elbo-epochs", "9", "--epochs", "9"], 2, "--elbo-epochs 9 with --epochs 9"),
-        (["--resume", "tests"], 1, "tests/config.yaml: no such file"),
-        (["--dataset", "mnist", "--data-dir", "{damaged}"], 1, "train-images-idx3-ubyte: damaged"),
-        (["--results-dir", "README.md"], 1, "README.md"),
-    ],
-)
-def test_bad_input_is_one_line_and_the_right_status(
-    arguments: list[str], status: int, told: str, tmp_path: Path, refused: Refused
-) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
-        (raw / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(bytes(100))
-    arguments = [argument.format(damaged=tmp_path) for argument in arguments]
-    if "--resume" not in arguments:
-        arguments = ["--dataset", "digits", "--results-dir", str(tmp_path), *arguments]
-    got, line = refused(main, Settings, arguments)
-    assert got == status
-    assert told in line
-
-
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1e-18), (0.0, 1e18), (1e18, 1e18), (-1e6, 1.0)])
-def test_the_kl_of_every_allowed_prior_is_finite(mean: float, std: float) -> None:
-    settings = Settings(prior_mean=mean, prior_std=std)
-    settings.check()
-    start = torch.zeros(1)
-    assert torch.isfinite(kl_divergence(start, start, settings.prior_on(torch.device("cpu")))).all()
-
-
-@pytest.mark.slow
-def test_batch_norm_sees_training_images_alone(tmp_path: Path) -> None:
-    """Validation and the images of an early look must not move the statistics that the model is saved with."""
-    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=torch.device("cpu"))
-    few = dataclasses.replace(dataset, train=dataset.train.head(25), validation=dataset.validation.head(20))
-    options = Settings(arch="deep", epochs=1, batch_size=10, results_dir=tmp_path)
-    weights = train_weights(Run(options, "vae", "deep", torch.device("cpu")), options, few)
-    counts = [int(tensor) for name, tensor in weights.items() if name.endswith("num_batches_tracked")]
-    assert set(counts) == {3}  # 25 images: two whole batches, and what is left over
-
-
-@pytest.mark.slow
 def test_two_processes_on_one_run_are_refused(quick: Path, tmp_path: Path) -> None:
     shutil.copytree(quick, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
@@ -383,19 +215,6 @@ def test_damaged_metrics_are_not_taken_for_a_finished_run(
     assert "metrics.json: damaged" in line
 
 
-def test_a_rate_that_diverges_is_told(tmp_path: Path, refused: Refused) -> None:
-    _, line = refused(main, Settings, [*QUICK, "--learning-rate", "1e6", "--results-dir", str(tmp_path)])
-    assert "lower learning rate" in line
-
-
-def test_every_preset_is_accepted() -> None:
-    presets = {path: yaml.safe_load(path.read_text()) for path in Path("configs/vae").glob("*.yaml")}
-    presets = {path: values for path, values in presets.items() if "models" not in values}
-    assert presets
-    for path in presets:
-        cli.parse(Settings, ["--config", str(path)]).check()
-
-
 @pytest.mark.slow
 def test_the_plain_formulas_train_the_same_model(own_cache: None, tmp_path: Path) -> None:
     """A run without a fast twin: the same first epoch to rounding, which training then amplifies."""
@@ -413,82 +232,8 @@ def test_the_plain_formulas_train_the_same_model(own_cache: None, tmp_path: Path
     assert metrics_of(plain)["elbo"] == pytest.approx(metrics_of(fast)["elbo"], rel=0.03)
 
 
-EVERYTHING = ["--prior", "vamp", "--pseudo-inputs", "30", "--objective", "iwae", "--importance-samples", "2"]
-
-
-def test_resume_after_an_epoch_gives_the_weights_of_an_unbroken_run(
-    own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pseudo-inputs, their classes, the drawn codes and the moving average all go on where they were."""
-    arguments = [*QUICK, "--latent", "3", "--epochs", "2", *EVERYTHING, "--conditional", "--ema-decay", "0.9"]
-    options = cli.parse(Settings, [*arguments, "--results-dir", str(tmp_path)])
-    device = torch.device("cpu")
-    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
-    seen = objective.as_seen(dataset, "dynamic")
-    unbroken = train_weights(Run(options, "vae", "unbroken", device), options, seen)
-    log = Run.log
-
-    def stopped_before_epoch_2(self: Run, stage: str, step: int, scalars: Any) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-        log(self, stage, step, scalars)
-
-    broken = Run(options, "vae", "broken", device)
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", stopped_before_epoch_2)
-        with pytest.raises(KeyboardInterrupt):
-            train_weights(broken, options, seen)
-    assert (broken.checkpoints / "vae.state.pt").exists()
-    assert not (broken.checkpoints / "vae.safetensors").exists()
-    broken._lock_file.close()
-    resumed = Run(dataclasses.replace(options, resume=broken.path), "vae", "", device)
-    weights = train_weights(resumed, options, seen)
-    assert weights.keys() >= {"pseudo_inputs", "pseudo_labels"}
-    assert all(torch.equal(tensor, unbroken[name]) for name, tensor in weights.items())
-    start = initial_model(options, classes=10).state_dict()["pseudo_inputs"]
-    assert not torch.allclose(weights["pseudo_inputs"], start)
-
-
-def test_epochs_on_the_elbo_come_before_those_on_the_importance_weighted_bound(tmp_path: Path) -> None:
-    arguments = [*QUICK, "--latent", "3", "--prior", "vamp", "--pseudo-inputs", "9", "--objective", "iwae"]
-    options = cli.parse(Settings, [*arguments, "--epochs", "2", "--elbo-epochs", "1", "--results-dir", str(tmp_path)])
-    device = torch.device("cpu")
-    dataset = data.load("digits", task_default="mnist", shape=(1, 28, 28), data_dir=None, device=device)
-    run = Run(options, "vae", "both", device)
-    train_model(run, options, objective.as_seen(dataset, "dynamic"))
-    history = run.history("vae")
-    first, second = zip(*(history[f"{name}/train"] for name in ("loss", "reconstruction", "kl")), strict=True)
-    assert first[0] == pytest.approx(first[1] + first[2], rel=1e-6)
-    assert second[0] < second[1] + second[2] - 1e-3  # Jensen
-
-
-def train_weights(run: Run, settings: Settings, seen: data.Dataset) -> dict[str, torch.Tensor]:
-    return train_model(run, settings, seen).state_dict()
-
-
 @pytest.mark.slow
 def test_a_conditional_model_draws_the_class_it_is_asked_for(own_cache: None, tmp_path: Path) -> None:
     arguments = ["--smoke-test", "--arch", "fc", "--conditional", "--run-name", "asked"]
     train(*arguments, "--results-dir", str(tmp_path))
     assert metrics_of(tmp_path / "vae" / "asked")["class_agreement"] > 0.5  # chance: 0.1; seeds: 0.75 to 0.89
-
-
-@pytest.mark.parametrize(
-    ("options", "name", "title"),
-    [
-        ({}, "conv-normal-16", "convolutional VAE, prior N(0, 1), 16 dimensions"),
-        ({"prior": "gaussian12", "beta": 4.0}, "conv-beta4-gaussian12-16", None),
-        ({"prior_std": 3.0}, "conv-prior0_3-16", None),
-        ({"prior": "vamp"}, "conv-vamp-16", "convolutional VAE, prior VampPrior (500 pseudo-inputs), 16 dimensions"),
-        (
-            {"prior": "vamp", "objective": "iwae", "conditional": True},
-            "conv-conditional-iwae5-vamp-16",
-            "convolutional conditional IWAE (K = 5), prior VampPrior (500 pseudo-inputs), 16 dimensions",
-        ),
-    ],
-)
-def test_names_and_titles_say_what_the_model_is(options: dict[str, Any], name: str, title: str | None) -> None:
-    settings = Settings(**options)
-    settings.check()
-    assert settings.model_name == name
-    assert title is None or settings.model_title == title

@@ -1,6 +1,8 @@
 """What the tests of the report page look at: a results folder with runs of every kind, and its page."""
 
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +44,13 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
+
+
+def text_of(page: Path) -> str:
+    """Returns what a reader sees."""
+    return html.unescape(
+        re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>|data:[^\"]+", "", page.read_text(), flags=re.S))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
-"""A toy script that keeps the run contract, and sweep files of it."""
+"""A toy script that keeps the run contract, sweep files of it, and the table that its runs are in."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,7 @@ def sweep_of(tmp_path: Path) -> Callable[..., Sweep]:
         return Sweep(path, **{"results_dir": tmp_path / "out", "processes": 2, **(options or {})})
 
     return make
+
+
+def table(tmp_path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
