@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.fast import replaced_by
-from rl import fast
+from rl import fast, renormalised
 from rl.networks import StackedMLP
 
 # The authors' code: sbx/sac/policies.py and train.py of github.com/adityab/CrossQ
@@ -61,7 +61,7 @@ def batch_renorm(x: Tensor, mean: Tensor, variance: Tensor, norm: Norm) -> Tenso
     return norm.scale * ((x - mean) / deviation * r + d) + norm.shift
 
 
-@replaced_by(fast.renormalised_perceptron)
+@replaced_by(renormalised.perceptron)
 def renormalised_perceptron(
     x: Tensor, layers: fast.Layers, norms: Sequence[Norm], hidden_dtype: torch.dtype
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from rl import compiled
 from rl.replay import Batch, Trajectories
 from rl.streams import Noise
 
-if TYPE_CHECKING:
-    from rl.crossq import Norm
-
 Layers = Sequence[tuple[Tensor, Tensor]]  # weight (agents, inputs, outputs) and bias (agents, 1, outputs) of each layer
 Update = Callable[[Any, Noise], dict[str, Tensor]]  # of a Batch or of Trajectories
 
@@ -31,14 +28,14 @@ Update = Callable[[Any, Noise], dict[str, Tensor]]  # of a Batch or of Trajector
 def perceptron(x: Tensor, layers: Layers, hidden_dtype: torch.dtype) -> Tensor:
     """Returns what `rl.networks.perceptron` returns: with the gradient by hand, or without keeping anything for it."""
     parameters = [tensor for layer in layers for tensor in layer]
-    loops = _loops_are_faster(x, hidden_dtype)
+    loops = loops_are_faster(x, hidden_dtype)
     if not torch.is_grad_enabled():
         return (compiled.forward if loops else _forward)(x, hidden_dtype, parameters)[0]
     outputs: Tensor = (compiled.Perceptron if loops else _Perceptron).apply(x, hidden_dtype, *parameters)
     return outputs
 
 
-def _loops_are_faster(x: Tensor, hidden_dtype: torch.dtype) -> bool:
+def loops_are_faster(x: Tensor, hidden_dtype: torch.dtype) -> bool:
     """On a CPU, where torch's operations do not share out their work, those of `rl.kernels` are."""
     known = x.dtype == torch.float32 and hidden_dtype in (torch.float32, torch.bfloat16)
     return known and x.device.type == "cpu" and torch.get_num_threads() == 1
@@ -60,7 +57,7 @@ def _forward(
         if keep:
             inputs.append(x)
             weights.append(weight)
-        x = _product(x, weight).float().add_(bias)  # float32: a CPU is slow at elementwise operations in bfloat16
+        x = product(x, weight).float().add_(bias)  # float32: a CPU is slow at elementwise operations in bfloat16
         if layer < layers - 1:
             x.relu_()
     return x, inputs + weights
@@ -88,7 +85,7 @@ class _Perceptron(torch.autograd.Function):
             if gradient.dtype != x.dtype:
                 gradient = gradient.to(x.dtype)
             if ctx.needs_input_grad[2 + 2 * layer]:
-                needed[2 * layer] = _product(x.transpose(1, 2), gradient).float()
+                needed[2 * layer] = product(x.transpose(1, 2), gradient).float()
             if layer > 0:
                 # With one output the product is an outer product: one multiplication an element, no sum.
                 back = torch.mul if weight.shape[2] == 1 else torch.bmm
@@ -100,91 +97,9 @@ class _Perceptron(torch.autograd.Function):
         return into_input, None, *needed
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
+def product(x: Tensor, y: Tensor) -> Tensor:
     """Returns each agent's matrix product; that with one column, as of a critic, as a sum: libraries are slow at it."""
     return (x * y.transpose(1, 2)).sum(-1, keepdim=True) if y.shape[2] == 1 else torch.bmm(x, y)
-
-
-def renormalised_perceptron(
-    x: Tensor, layers: Layers, norms: Sequence[Norm], hidden_dtype: torch.dtype
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Returns what `rl.crossq.renormalised_perceptron` returns, with the normalisation folded into the weights.
-
-    norm(x) = x·s + t with s = γr/σ_B and t = β + γd − μ_B·s, so that norm(x)·W + b = x·(sᵀW) + (tW + b): no pass over
-    the batch for it. The gradient, by hand, goes through μ_B and σ_B too.
-    """
-    parameters = [tensor for layer, norm in zip(layers, norms, strict=True) for tensor in (*layer, *norm[:2])]
-    statistics: list[tuple[Tensor, Tensor]] = []
-    outputs: Tensor = _RenormalisedPerceptron.apply(x, hidden_dtype, norms, statistics, *parameters)
-    return outputs, statistics
-
-
-class _RenormalisedPerceptron(torch.autograd.Function):
-    """Layers x ← ReLU(norm(x)·W + b); of each is kept its input, and what the batch's statistics came to."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        hidden_dtype: torch.dtype,
-        norms: Sequence[Norm],
-        statistics: list[tuple[Tensor, Tensor]],
-        *parameters: Tensor,
-    ) -> Tensor:
-        kept = []
-        for layer, norm in enumerate(norms):
-            weight, bias, scale, shift = parameters[4 * layer : 4 * layer + 4]
-            if layer == 0:
-                variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
-            else:  # after a ReLU the mean is not large beside the deviation, so that nothing cancels
-                mean = x.mean(1, keepdim=True)
-                variance = (x.square().mean(1, keepdim=True) - mean.square()).clamp_(min=0)
-            statistics.append((mean, variance))
-            deviation = norm.deviation(variance)
-            r, d = norm.corrections(mean, deviation)
-            gain = r / deviation  # s = γ·gain
-            factor = scale * gain
-            offset = shift + scale * d - mean * factor
-            folded = factor.transpose(1, 2) * weight
-            hidden = 0 < layer < len(norms) - 1
-            used, seen = (folded.to(hidden_dtype), x.to(hidden_dtype)) if hidden else (folded, x)
-            kept += [x, seen, used, mean, deviation, gain, factor, offset, d]
-            x = _product(seen, used).float().add_(torch.baddbmm(bias, offset, weight))
-            if layer < len(norms) - 1:
-                x.relu_()
-        ctx.save_for_backward(*kept, *parameters)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layers = len(ctx.saved_tensors) // 13
-        kept, parameters = ctx.saved_tensors[: 9 * layers], ctx.saved_tensors[9 * layers :]
-        needed: list[Tensor | None] = []
-        for layer in reversed(range(layers)):
-            x, seen, used, mean, deviation, gain, factor, offset, d = kept[9 * layer : 9 * layer + 9]
-            weight = parameters[4 * layer]
-            for_bias = gradient.sum(1, keepdim=True)
-            gradient = gradient.to(used.dtype)
-            for_folded = _product(seen.transpose(1, 2), gradient).float()
-            for_offset = torch.bmm(for_bias, weight.transpose(1, 2))
-            for_weight = torch.baddbmm(factor.transpose(1, 2) * for_folded, offset.transpose(1, 2), for_bias)
-            for_factor = (for_folded * weight).sum(2)[:, None] - for_offset * mean
-            for_scale = for_offset * d + for_factor * gain
-            needed = [for_weight, for_bias, for_scale, for_offset, *needed]
-            if layer == 0 and not ctx.needs_input_grad[0]:
-                break
-            # Through σ_B: ∂s/∂σ² = −s/2σ²; through μ_B: t has −μ_B·s.
-            for_variance = -0.5 * for_factor * factor / deviation.square()
-            back = torch.mul if weight.shape[2] == 1 else torch.bmm
-            into = back(gradient, used.transpose(1, 2)).float()
-            batch = x.shape[1]
-            into.addcmul_(x, for_variance * (2 / batch))
-            into.sub_((for_offset * factor + 2 * mean * for_variance) / batch)
-            if layer > 0:
-                torch.ops.aten.threshold_backward.grad_input(into, x, 0, grad_input=into)
-            gradient = into
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, *needed
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

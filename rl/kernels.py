@@ -109,3 +109,97 @@ def through_relu(gradient: Array, activation: Array, out: Array, for_bias: Array
                 row[unit] = stored(row, passed)
                 if learning:
                     sums[unit] += passed
+
+
+@Loop
+def measure(product: Array, bias: Array, mean: Array, variance: Array) -> None:
+    """Sets `mean` and `variance` `(networks, 1, units)` to those of ReLU(product + bias) over the batch."""
+    zero = np.float32(0)
+    examples, units = product.shape[1], product.shape[2]
+    squares = np.empty(units, np.float32)
+    for network in range(product.shape[0]):
+        offset, sums = bias[network, 0], mean[network, 0]
+        sums[:] = 0
+        squares[:] = 0
+        for example in range(examples):
+            source = product[network, example]
+            for unit in range(units):
+                value = read(source, unit) + offset[unit]
+                value = zero if value <= 0 else value
+                sums[unit] += value
+                squares[unit] += value * value
+        for unit in range(units):
+            sums[unit] /= np.float32(examples)
+            spread = squares[unit] / np.float32(examples) - sums[unit] * sums[unit]
+            variance[network, 0, unit] = zero if spread < 0 else spread
+
+
+@Loop
+def read_out_weight(product: Array, bias: Array, gradient: Array, for_weight: Array) -> None:
+    """Sets `for_weight` `(networks, outputs, units)` to hᵀ·gradient with h = ReLU(product + bias)."""
+    zero = np.float32(0)
+    units = product.shape[2]
+    hidden = np.empty(units, np.float32)
+    for_weight[:] = 0
+    for network in range(product.shape[0]):
+        offset = bias[network, 0]
+        for example in range(product.shape[1]):
+            source = product[network, example]
+            for unit in range(units):
+                value = read(source, unit) + offset[unit]
+                hidden[unit] = zero if value <= 0 else value
+            for output in range(for_weight.shape[1]):
+                row, share = for_weight[network, output], gradient[network, example, output]
+                for unit in range(units):
+                    row[unit] += share * hidden[unit]
+
+
+@Loop
+def read_out_through_norm(
+    product: Array,
+    bias: Array,
+    weight: Array,
+    gradient: Array,
+    slope: Array,
+    shift: Array,
+    into: Array,
+    for_bias: Array,
+) -> None:
+    """Sets `into` to the gradient of `product`, and `for_bias` to its sum, if the batch's statistics are in `weight`.
+
+    With h = ReLU(product + bias) it is gradient·weight + h·slope − shift where h is open (see `rl/renormalised.py`).
+    """
+    zero = np.float32(0)
+    units = product.shape[2]
+    back = np.empty(units, np.float32)
+    for_bias[:] = 0
+    for network in range(product.shape[0]):
+        offset, steep, down, sums = bias[network, 0], slope[network, 0], shift[network, 0], for_bias[network, 0]
+        for example in range(product.shape[1]):
+            source, target = product[network, example], into[network, example]
+            back[:] = 0
+            for output in range(weight.shape[1]):
+                row, share = weight[network, output], gradient[network, example, output]
+                for unit in range(units):
+                    back[unit] += share * row[unit]
+            for unit in range(units):
+                value = read(source, unit) + offset[unit]
+                passed = zero if value <= 0 else back[unit] + value * steep[unit] - down[unit]
+                sums[unit] += passed
+                target[unit] = stored(target, passed)
+
+
+@Loop
+def through_norm(gradient: Array, activation: Array, slope: Array, shift: Array, out: Array, for_bias: Array) -> None:
+    """Sets `out` to gradient + activation·slope − shift where the activation is open, and `for_bias` to its sum."""
+    zero = np.float32(0)
+    for_bias[:] = 0
+    for network in range(gradient.shape[0]):
+        steep, down, sums = slope[network, 0], shift[network, 0], for_bias[network, 0]
+        for example in range(gradient.shape[1]):
+            source, state, row = gradient[network, example], activation[network, example], out[network, example]
+            for unit in range(gradient.shape[2]):
+                value = read(state, unit)
+                passed = zero if value == 0 else read(source, unit) + value * steep[unit] - down[unit]
+                sums[unit] += passed
+                row[unit] = stored(row, passed)

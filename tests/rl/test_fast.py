@@ -15,13 +15,6 @@ PLAIN_PERCEPTRON: Any = perceptron.__wrapped__  # type: ignore[attr-defined]
 PLAIN_GAUSSIAN: Any = squashed_gaussian.__wrapped__  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread, compiled", "two threads"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Either implementation: which one it is depends on torch's threads."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    return int(request.param)
-
-
 def stack_and_input(sizes: list[int]) -> tuple[StackedMLP, Tensor]:
     stack = StackedMLP(sizes, [torch.Generator().manual_seed(k) for k in range(3)])
     return stack, torch.randn(3, 11, sizes[0], requires_grad=True)
