@@ -47,14 +47,14 @@ def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None
 
 def test_of_a_study_of_beta_the_reports_claim_is_what_it_says() -> None:
     """Of four comparisons two are of N(0, 1), and one is of values below 1: questions of ours."""
-    said = section(find(Path("results/reference/vae/beta"))).claims
+    said = section(find(Path("results/reference/vae/beta_10_epochs"))).claims
     assert [(claim.claim, claim.measured.partition(": FID")[0]) for claim in said if claim.seeds] == [
         (BETA, "conv 16, N(1, 2²): β = 4 − β = 1, 10 epochs"),
     ]
 
 
 def test_of_a_smoke_test_the_page_tells_no_epochs_that_were_not_trained() -> None:
-    (folder,) = find(Path("results/reference/vae/beta_20_epochs"))
+    (folder,) = find(Path("results/reference/vae/beta"))
     study = Study(**{name: folder.metrics[name] for name in ("seeds", "models")}, claims=intervals_of(folder))
     told = claims_of(folder, study)
     tried = claims_of(dataclasses.replace(folder, settings=folder.settings | {"smoke_test": True}), study)
