@@ -151,7 +151,7 @@ def _fitting(origin: Path, shape: tuple[int, int, int], resize: bool) -> Convert
         if not resize and (image.size != (width, height) or mode not in modes):
             raise RunError(
                 f"{origin}: {name} is {size_of(image)}, {mode}; {width}×{height} {colour} is taken as it is, and "
-                "--resize makes that of anything else"
+                "--resize makes that of images of any one size"
             )
         return fit_shape(as_pixels(image, "L" if shape[0] == 1 else "RGB")[None], shape)[0]
 

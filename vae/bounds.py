@@ -127,12 +127,12 @@ def _variance(images: Tensor, labels: Tensor | None) -> float:
 
 
 def warning_of_collapse(
-    active: int, latent: int, kl: float, shown: float, *, gaussian: bool = True, weighed: bool = True
+    active: int, latent: int, kl: float, shown: float, *, mappable: bool, weight: float | None = 1.0
 ) -> str | None:
     """Returns what to tell the user of a model whose codes say nothing of the image, with what to try; None if they do.
 
-    `kl` is in nats, `shown` from `shown_variance`. Only a `gaussian` prior can be mapped to, and only a bound whose KL
-    is `weighed` has a β. Posterior collapse: Bowman et al. 2016; He et al. 2019.
+    `kl` is in nats, `shown` from `shown_variance`. `mappable`: the start can be mapped to the prior, and was not.
+    `weight` is β, None for a bound that does not weigh its KL. Posterior collapse: Bowman et al. 2016; He et al. 2019.
     """
     if active == 0:
         found = f"the model collapsed: 0 of {latent} units are active"
@@ -140,10 +140,17 @@ def warning_of_collapse(
         found = "the decoder ignores its code"
     else:
         return None
-    far = gaussian and kl > FAR * latent
-    try_ = "a smaller --beta, --kl-warmup-epochs or more --epochs" if weighed else "--objective elbo or more --epochs"
-    if far:
+    far = kl > FAR * latent
+    if far and mappable:
         try_ = "--initialisation mapped --mapped-rates"
-    why = "; the codes are still far from this prior, where training started" if far else ""
+    elif far:
+        try_ = "a lower --learning-rate or more --epochs"
+    elif weight is None:
+        try_ = "--objective elbo or more --epochs"
+    elif weight == 0:  # nothing pushes the codes together: it has not learned yet
+        try_ = "more --epochs or a higher --learning-rate"
+    else:
+        try_ = "a smaller --beta, --kl-warmup-epochs or more --epochs"
+    why = "; the codes are far from the prior" if far else ""
     measured = f"KL {kl:.2g} nats; of the images' variance {shown:.1%} shows in those decoded from their codes{why}"
     return f"WARNING: {found} ({measured}). Try {try_}"

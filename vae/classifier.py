@@ -31,7 +31,7 @@ from common.fast.adam import Adam
 from common.files import load_state, save_state
 from common.training import Recipe, accuracy, fit, progress_bar, triangular
 from vae import features, metrics
-from vae.features import FeatureSpace, RandomConvolutions
+from vae.features import FeatureSpace, RandomConvolutions, in_batches
 from vae.metrics import blurred
 from vae.objective import pixels
 
@@ -80,7 +80,7 @@ class SampleJudge:
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features `(N, 64)` and class probabilities `(N, classes)` of images `(N, 1, 28, 28)` in [0, 1]."""
         assert self.network is not None
-        features = torch.cat([self.network.features(batch) for batch in images.split(500)])
+        features = in_batches(self.network.features, images)
         return features, self.network.head(torch.relu(features)).softmax(1)
 
     def evaluate(self, images: Tensor) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def trained_judge(run: Run, dataset: Dataset, generated: int) -> SampleJudge:
     test = dataset.test
     test_accuracy = accuracy(network, lambda rows: pixels(test.images[rows]), test.labels)
     with torch.inference_mode():
-        real = torch.cat([network.features(batch) for batch in images.split(500)])
+        real = in_batches(network.features, images)
     return SampleJudge(network, test_accuracy, digest, FeatureSpace.of(real), random_network, random_space)
 
 

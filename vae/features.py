@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from common.training import progress_bar
 from vae.metrics import Moments, density_and_coverage, frechet_distance, moments, neighbour_radii
 
 WIDTHS, FEATURES = (32, 64, 128), 64
+
+
+def in_batches(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Returns `features`, `(N, D)`, of images `(N, 1, 28, 28)`; a bar shows how far it is if that takes 2 seconds."""
+    with progress_bar("features", 0, len(images), unit="image", delay=2.0) as bar:
+        parts = []
+        for batch in images.split(500):
+            parts.append(features(batch))
+            bar.update(len(batch))
+    return torch.cat(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +75,4 @@ class RandomConvolutions(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """Returns features `(N, 64)` of images `(N, 1, 28, 28)` in [0, 1]."""
-        return torch.cat([self.body(batch) for batch in images.split(500)])
+        return in_batches(self.body, images)

@@ -58,11 +58,11 @@ def tick_labels(values: Tensor) -> tuple[list[str], str]:
     """
     codes = values.double()
     centre, spread = float(codes.mean()), float(codes.max() - codes.min())
-    shift = float(f"{centre:.6g}") if abs(centre) > 100 * spread else 0.0
+    shift = float(f"{centre:.6g}") if abs(centre) > 20 * spread else 0.0
     codes = codes - shift
     exponent = math.floor(math.log10(max(float(codes.abs().max()), 1e-30)))
     exponent = 0 if -1 <= exponent <= 2 else exponent
-    step = max(float(codes.diff().abs().min()) / 10**exponent, 1e-3)
+    step = max(float(codes.diff().abs().min()) / 10**exponent, 1e-4)
     decimals = max(1, math.ceil(-math.log10(step)))
     labels = [number(round(code / 10**exponent, decimals) + 0.0, decimals) for code in codes.tolist()]  # no minus 0.0
     name = f"({{}} − {shift:g})".replace("− -", "+ ") if shift else "{}"

@@ -120,7 +120,9 @@ def bernoulli_log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
 
 def gaussian_log_likelihood(logits: Tensor, images: Tensor, log_noise: Tensor) -> Tensor:
     """Returns Σ ln N(x; σ(logits), noise²), `(B,)`, summed over pixels (Rybkin et al. 2021)."""
-    log_probability: Tensor = Normal(torch.sigmoid(logits), log_noise.exp()).log_prob(images)
+    mean, deviation = torch.sigmoid(logits), log_noise.exp()
+    # A diverged network has no finite mean: `fit` names the term and the step, and torch would not.
+    log_probability: Tensor = Normal(mean, deviation, validate_args=False).log_prob(images)
     return log_probability.flatten(1).sum(1)
 
 

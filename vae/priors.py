@@ -38,7 +38,8 @@ def vamp_label(components: int) -> str:
 def gaussian(parameters: tuple[float, float], device: torch.device) -> Normal:
     """Returns the prior with this mean and standard deviation, of one code dimension."""
     mean, std = parameters
-    return Normal(torch.tensor(mean, device=device), torch.tensor(std, device=device))
+    # Codes are not checked: where a training diverges, `fit` names the term and the step.
+    return Normal(torch.tensor(mean, device=device), torch.tensor(std, device=device), validate_args=False)
 
 
 # -- the VampPrior -----------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def vamp(model: VAE) -> PosteriorMixture:
 @replaced_by(fast.mixture_log_density)
 def mixture_log_density(codes: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
     """Returns ln 1/K Σ N(z; mₖ, sₖ²) in nats, `(B,)`, for codes `(B, latent)` and K components `(K, latent)`."""
-    components = Normal(means, (0.5 * log_variances).exp())
+    components = Normal(means, (0.5 * log_variances).exp(), validate_args=False)
     return torch.logsumexp(components.log_prob(codes[:, None]).sum(2), 1) - math.log(len(means))
 
 
@@ -99,7 +100,7 @@ def marginals(prior: Prior) -> Normal:
     if isinstance(prior, Normal):
         return prior
     within, between = prior.log_variances.exp().mean(0), prior.means.var(0, correction=0)
-    return Normal(prior.means.mean(0), (within + between).sqrt())
+    return Normal(prior.means.mean(0), (within + between).sqrt(), validate_args=False)
 
 
 @replaced_by(fast.kl_divergence)

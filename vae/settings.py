@@ -27,7 +27,8 @@ ImageSet = Annotated[
     tyro.conf.arg(metavar=f"{{{','.join(DATASETS)}}}|FOLDER"),
     AfterValidator(lambda name: data.absolute_folder(name, DATASETS)),
 ]
-LARGEST, MOST_DEVIATIONS = 1e18, 1e6  # float32 can square it and its inverse; float32 has 7 digits
+# float32 can square the largest and its inverse, and sum the squares over a batch; it has 7 digits.
+LARGEST, MOST_DEVIATIONS = 1e15, 1e6
 
 
 def _require_representable(of: str, mean: float, std: float) -> None:
@@ -215,6 +216,12 @@ class Settings(RunSettings):
                 raise UsageError(
                     f"{option} {value:g} with --objective iwae: this bound has no KL to weigh; leave it out"
                 )
+
+    @property
+    def mappable(self) -> bool:
+        """Whether --initialisation mapped --mapped-rates would change where training starts."""
+        parameters = self.prior_parameters
+        return parameters is not None and parameters[1] != 1 and self.initialisation != "mapped"
 
     @property
     def components(self) -> int:

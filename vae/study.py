@@ -283,7 +283,7 @@ def tables(
         caption = f"Differences seed by seed ({seeds}), mean and 95 % interval; {BOLD}.{named}"
         result.append(comparison.interval_table(gains, columns, caption, heading="claim"))
         if others := [key for key in OTHER if all(key in of for of in gains.values())]:
-            columns = [Column(key, OTHER[key]) for key in others]
+            columns = [Column(key, OTHER[key], margin=margins.get(key.removeprefix(PREFIX))) for key in others]
             caption = (
                 "The same differences, of samples from the other prior (`--sample-prior`) and not from the model's own."
             )

@@ -122,7 +122,12 @@ def main(settings: Settings) -> None:
     run.figure("quality", figures.quality(metrics["quality"], title, caption, classes))
 
     say("5/5 saving")
-    if (decoder := distil.made(model, means, deviations, labels, prior)) is not None:
+    try:
+        decoder = distil.made(model, means, deviations, labels, prior)
+    except ValueError as error:  # of weights that diverged
+        say(f"    the report page will not show the decoder: {error}")
+        decoder = None
+    if decoder is not None:
         plane.write(run.path / plane.FILE, decoder)
     run.finish(metrics, ("elbo", "nll", "fid"))
     say(figures.table(metrics))
@@ -132,8 +137,8 @@ def main(settings: Settings) -> None:
         settings.latent,
         metrics["kl"],
         shown,
-        gaussian=settings.prior != "vamp",
-        weighed=settings.objective == "elbo",
+        mappable=settings.mappable,
+        weight=settings.beta if settings.objective == "elbo" else None,
     )
     if collapse is not None:
         say(collapse)

@@ -161,10 +161,13 @@ def test_a_class_that_is_given_does_not_show_that_the_code_is_used() -> None:
 
 
 def test_what_to_try_is_what_the_settings_allow() -> None:
-    assert "Try a smaller --beta" in str(warning_of_collapse(0, 3, 60.0, 0.0, gaussian=False))
-    told = str(warning_of_collapse(0, 3, 0.0, 0.0, weighed=False))
+    told = str(warning_of_collapse(0, 3, 0.0, 0.0, mappable=True, weight=None))
     assert "Try --objective elbo or more --epochs" in told
     assert "--beta" not in told
+    told = str(warning_of_collapse(0, 3, 60.0, 0.0, mappable=False))
+    assert "far from the prior). Try a lower --learning-rate or more --epochs" in told
+    told = str(warning_of_collapse(0, 3, 0.0, 0.0, mappable=False, weight=0.0))
+    assert "Try more --epochs or a higher --learning-rate" in told
 
 
 @pytest.mark.parametrize(
@@ -175,13 +178,13 @@ def test_what_to_try_is_what_the_settings_allow() -> None:
         (0, 0.001, 0.0, "collapsed: 0 of 3 units are active (KL 0.001 nats"),
         (3, 0.05, 0.5, "the decoder ignores its code (KL 0.05 nats"),
         (3, 20.0, 0.005, "the decoder ignores its code (KL 20 nats; of the images' variance 0.5% shows"),
-        (0, 60.0, 0.05, "still far from this prior, where training started). Try --initialisation mapped"),
+        (0, 60.0, 0.05, "the codes are far from the prior). Try --initialisation mapped --mapped-rates"),
     ],
 )
 def test_a_code_that_says_nothing_is_told_with_what_to_try(
     active: int, kl: float, shown: float, told: str | None
 ) -> None:
-    warning = warning_of_collapse(active, 3, kl, shown)
+    warning = warning_of_collapse(active, 3, kl, shown, mappable=True)
     if told is None:
         assert warning is None
     else:

@@ -40,7 +40,8 @@ def test_long_titles_are_broken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [(0, 1), (1, 2), (0, 1e-3), (0, 1e6), (-1e6, 1), (1, 1e-5), (0, 1e18), (5, 90)]
+    ("mean", "std"),
+    [(0, 1), (1, 2), (0, 1e-3), (0, 1e6), (-1e6, 1), (1, 1e-5), (0, 1e15), (5, 90), (0.5, 1e-3), (0.1, 1e-3)],
 )
 def test_manifold_and_traversals_have_different_short_labels_for_any_prior(mean: float, std: float) -> None:
     prior = Settings(prior_mean=mean, prior_std=std).prior_on(torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,38 @@ def test_batch_norm_sees_training_images_alone(tmp_path: Path) -> None:
     weights = train_weights(Run(options, "vae", "deep", torch.device("cpu")), options, few)
     counts = [int(tensor) for name, tensor in weights.items() if name.endswith("num_batches_tracked")]
     assert set(counts) == {3}  # 25 images: two whole batches, and what is left over
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--likelihood", "gaussian", "--learning-rate", "1e6"],
+        ["--objective", "iwae", "--learning-rate", "1e6"],
+        ["--prior", "vamp", "--pseudo-inputs", "20", "--learning-rate", "1e6"],
+    ],
+)
+def test_whatever_diverges_is_told_with_its_term_and_step(
+    arguments: list[str], tmp_path: Path, refused: Refused
+) -> None:
+    given = [*QUICK, "--batch-size", "32", "--results-dir", str(tmp_path), *arguments]
+    status, line = refused(main, Settings, given)
+    assert status == 1
+    assert re.search(r"(kl|reconstruction|loss|gradient).* of step \d+", line)
+    assert "a lower learning rate" in line
+
+
+@pytest.mark.slow
+def test_weights_far_from_the_prior_end_in_a_run_without_a_plane(
+    own_cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--latent", "4", "--batch-size", "32", "--learning-rate", "100", "--epochs", "2", "--nll-samples", "3"]
+    cli.run(main, Settings, [*QUICK, *given, "--results-dir", str(tmp_path)])
+    captured = capsys.readouterr()
+    run = Path(captured.out.splitlines()[-1])
+    assert metrics_of(run)["active_units"] == 0
+    assert not (run / "plane.json").exists()
+    assert "the report page will not show the decoder: a number is not finite" in captured.err
+    assert "Try a lower --learning-rate or more --epochs" in captured.err
 
 
 def test_a_rate_that_diverges_is_told(tmp_path: Path, refused: Refused) -> None:
