@@ -115,8 +115,8 @@ def margins_of(folder: Folder) -> dict[str, float]:
 def sentence(differences: Mapping[str, Interval], margins: Mapping[str, float]) -> str:
     """Returns the verdict on the differences in FID and ELBO, with the figures that show it, and what contradicts it.
 
-    Where nothing is shown, it says whether both differences lie within the margin of none, or what the study would
-    have seen.
+    Of the other measures it names those whose difference is more than the margin of none. Where nothing is shown, it
+    says whether both differences lie within that margin, or what the study would have seen.
     """
     fid, elbo = differences["fid"], differences["elbo"]
     word = verdict(fid, elbo)
@@ -125,7 +125,8 @@ def sentence(differences: Mapping[str, Interval], margins: Mapping[str, float]) 
     if word in ("better", "worse"):
         shown = [name for name, of in (("FID", fid), ("ELBO", elbo)) if of.conclusive]
         others = {name: differences[name] for name in ("density", "coverage", "confidence") if name in differences}
-        clear = {name: of.estimate > 0 for name, of in others.items() if of.conclusive}  # a higher one is better
+        told = {name: of for name, of in others.items() if of.conclusive and not of.within(margins.get(name, 0))}
+        clear = {name: of.estimate > 0 for name, of in told.items()}  # a higher one is better
         shown += [name for name, higher in clear.items() if higher == (word == "better")]
         against = [name for name, higher in clear.items() if higher == (word == "worse")]
         opposite = "worse" if word == "better" else "better"

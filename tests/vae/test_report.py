@@ -41,6 +41,8 @@ def test_a_verdict_names_the_figures_that_show_it_and_those_against_it() -> None
     better = sentence({"fid": down, "elbo": up, **others}, {})
     assert better == "better in FID, ELBO, density and confidence, yet worse in coverage"
     assert sentence({"fid": nothing, "elbo": nothing, **others}, {}).startswith("no difference shown: both intervals")
+    small = {"density": Interval(0.01, 0.005, 0.015), "coverage": Interval(-0.1, -0.12, -0.08)}
+    assert sentence({**worse, **small}, {"density": 0.02, "coverage": 0.02}) == "worse in FID, ELBO and coverage"
     few = {name: dataclasses.replace(of, values=3) for name, of in worse.items()}
     assert sentence(few, {}) == "open: 3 seeds, too few for a conclusion"
 
