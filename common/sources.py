@@ -145,19 +145,24 @@ def digits() -> RawDataset:
 def _download(name: str, folder: Path) -> Iterator[None]:
     """Runs a torchvision download; errors of the network or of writing become DatasetUnavailable."""
     print(f"{name} is not in {folder}; trying to download it", file=sys.stderr)
-    there = {path for path in (folder, *folder.glob("*")) if path.is_dir()}
+    there = _folders(folder)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except (urllib.error.URLError, TimeoutError, ConnectionError, RuntimeError, PermissionError) as error:
-        for path in sorted({folder, *folder.glob("*"), *folder.glob("*/raw")} - there, reverse=True):
+        for path in sorted(_folders(folder) - there, reverse=True):
             with contextlib.suppress(OSError):  # what it made is left only if it has something in it
                 path.rmdir()
         raise DatasetUnavailable(f"{name} is not in {folder} and cannot be downloaded ({error})") from None
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _folders(folder: Path) -> set[Path]:
+    """Returns those of the folder, its datasets' and theirs that are there."""
+    return {path for path in (folder, *folder.glob("*"), *folder.glob("*/raw")) if path.is_dir()}
 
 
 def _torchvision_cifar10(folder: Path) -> RawDataset:

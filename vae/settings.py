@@ -27,8 +27,7 @@ ImageSet = Annotated[
     tyro.conf.arg(metavar=f"{{{','.join(DATASETS)}}}|FOLDER"),
     AfterValidator(lambda name: data.absolute_folder(name, DATASETS)),
 ]
-# float32 can square the largest and its inverse, and sum the squares over a batch; it has 7 digits.
-LARGEST, MOST_DEVIATIONS = 1e15, 1e6
+LARGEST, MOST_DEVIATIONS = 1e15, 1e6  # float32 can sum squares of the first, and of its inverse; it has 7 digits
 
 
 def _require_representable(of: str, mean: float, std: float) -> None:
@@ -220,8 +219,7 @@ class Settings(RunSettings):
     @property
     def mappable(self) -> bool:
         """Whether --initialisation mapped --mapped-rates would change where training starts."""
-        parameters = self.prior_parameters
-        return parameters is not None and parameters[1] != 1 and self.initialisation != "mapped"
+        return self.initialisation != "mapped" and self.prior_parameters is not None and self.prior_parameters[1] != 1
 
     @property
     def components(self) -> int:
