@@ -117,3 +117,5 @@ def test_every_arm_of_the_sweeps_is_accepted_and_its_agents_have_seeds_of_their_
                 chosen.check()
             seeds = [seed for chosen in settings for seed in chosen.seeds]
             assert len(set(seeds)) == len(seeds), path
+        for arm in (arm for group in groups_of(file, smoke_test=True) for arm in group):
+            cli.from_mapping(kind_of(arm.settings), arm.settings).check()
