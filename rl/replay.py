@@ -116,9 +116,9 @@ class Replay:
             ended: `(agents,)`, true where the episode ended, for good or by the time limit.
         """
         columns = (observation, next_observation, action, reward[:, None], terminated[:, None], self._age[:, None])
-        row = [column.to(self.rows.device) for column in columns]
+        row = [column.to(self.rows.device, non_blocking=True) for column in columns]
         torch.cat(row, dim=1, out=self.rows[:, self.added % self.capacity])
-        self._age = torch.where(ended.to(self.rows.device), 0.0, self._age + 1)
+        self._age = torch.where(ended.to(self.rows.device, non_blocking=True), 0.0, self._age + 1)
         self.steps += 1
 
     def sample(self, indices: Tensor, stack: int = 1, upcoming: Tensor | None = None) -> Batch:
@@ -147,7 +147,7 @@ class Replay:
             after = flat.index_select(0, ((indices + 1) % self.capacity + self._first_row).view(-1))
             first = after[:, : self.widths[0]].view(agents, batch, -1)
             newest = (indices == (self.added - 1) % self.capacity)[..., None]  # its next row is not written yet
-            first = torch.where(newest, upcoming[:, None].to(first), first)
+            first = torch.where(newest, upcoming[:, None].to(first, non_blocking=True), first)
             following = torch.where(terminated > 0, first, next_observation)
         return Batch(window, action, reward[..., 0], terminated[..., 0], next_observation, following)
 

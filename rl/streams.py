@@ -45,7 +45,7 @@ class RandomStreams:
     def noise(self) -> tuple[Tensor, Noise]:
         """Returns standard normal numbers: `(agents, exploration)` to act with, and those of the update."""
         batch, width = self.batch_size, self.batch_size * self.action_dim
-        normal = torch.empty(len(self.generators), self.exploration + 2 * width + batch)  # one copy to the device
+        normal = self._empty(self.exploration + 2 * width + batch)  # one copy to the device
         for row, generator in zip(normal, self.generators, strict=True):
             row.normal_(generator=generator)
         parts = normal.to(self.device, non_blocking=True).split([self.exploration, width, width, batch], dim=1)
@@ -55,10 +55,14 @@ class RandomStreams:
 
     def indices(self, size: int) -> Tensor:
         """Returns uniform integers from 0 to `size` − 1, `(agents, batch)`: which transitions the update sees."""
-        indices = torch.empty(len(self.generators), self.batch_size, dtype=torch.int64)
+        indices = self._empty(self.batch_size, dtype=torch.int64)
         for row, generator in zip(indices, self.generators, strict=True):
             row.random_(0, size, generator=generator)
         return indices.to(self.device, non_blocking=True)
+
+    def _empty(self, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns memory for numbers of all agents; for a GPU pinned, so that their copy waits for no update."""
+        return torch.empty(len(self.generators), width, dtype=dtype, pin_memory=self.device.type == "cuda")
 
     def state(self) -> list[Tensor]:
         """Returns the generators' states, one tensor of bytes for each agent."""

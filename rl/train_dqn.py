@@ -69,7 +69,7 @@ def train(run: Run, settings: DQNSettings, dqn: DQN, environments: Environments,
         for step in steps:
             # Act: ε-greedily, with ε = 1 in the random steps
             exploration, noise = streams.noise()
-            observation = environments.observation.to(run.device)  # (agents, obs)
+            observation = environments.observation.to(run.device, non_blocking=True)  # (agents, obs)
             action = groups.act(observation, exploration, epsilon_at(step, settings))  # (agents, action)
 
             # Step the environments, store the transition

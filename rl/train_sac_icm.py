@@ -79,7 +79,7 @@ def train(run: Run, settings: Settings, sac: SAC, environments: Environments, re
         for step in steps:
             # Act: uniformly at random at first, then with the policy
             exploration, noise = streams.noise()
-            observation = environments.observation.to(run.device)  # (agents, obs)
+            observation = environments.observation.to(run.device, non_blocking=True)  # (agents, obs)
             if step <= settings.random_steps:
                 action = 2 * torch.special.ndtr(exploration) - 1  # the normal distribution function: uniform in [−1, 1]
             else:
