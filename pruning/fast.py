@@ -1,4 +1,4 @@
-"""The fast twin of batch normalisation, ReLU and pooling, the same numbers in fewer passes; a network as CUDA graphs.
+"""The fast twin of batch normalisation, ReLU and pooling: the same numbers in fewer passes over memory.
 
 With one or two threads of a CPU the loops of `pruning/kernels.py` do all three at once. `TRILAB_PLAIN=1` in the
 environment runs torch's modules one by one. So do more threads, a GPU, the tracing of a network for export, and modules
@@ -36,37 +36,6 @@ class Layers(nn.Sequential):
                 maps = module(maps)
                 rest = rest[1:]
         return maps
-
-
-class _Training(nn.Module):
-    """A network whose forward pass is the captured one; the network itself stays as it is."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns what the network returns."""
-        logits: Tensor = self.network(images)
-        return logits
-
-
-def captured(network: nn.Module, images: Tensor) -> nn.Module:
-    """Returns the network for training batches of the size of `images`: on a GPU both passes are CUDA graphs.
-
-    A CPU takes longer to launch the passes' kernels one by one than a GPU to run them. Elsewhere, and with
-    TRILAB_PLAIN=1, it returns the network itself.
-    """
-    if images.device.type != "cuda" or fast.PLAIN:
-        return network
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    training = _Training(network)
-    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-    with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):  # each replay casts the weights
-        torch.cuda.make_graphed_callables(training, (images.clone(),))
-    for name, buffer in network.named_buffers():
-        buffer.copy_(before[name])  # the passes before the capture moved the running statistics
-    return training
 
 
 def pooled_by(modules: Sequence[nn.Module]) -> int:

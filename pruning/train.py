@@ -20,7 +20,6 @@ from common.training import Recipe, TrainState, fit
 from pruning import measures
 from pruning.calibration import batches, recalibrate
 from pruning.criteria import Scorer, scorer
-from pruning.fast import captured
 from pruning.filters import Importance, clear_filters, ranked_masks, weight_masks
 from pruning.given import read_network
 from pruning.masks import Masks, apply_masks, clear_empty_filters, forget_momentum
@@ -236,15 +235,12 @@ def _fit(
     """Returns the network, or its moving average, after the shared loop with augmentation and `training_loss`."""
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
     augment = Augmentation(dataset.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
-    training: list[nn.Module] = []  # the network for the batches of this training
 
     def batch_loss(
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = dataset.normalise(augment(indices, epoch, generator)), dataset.train.labels[indices]
-        if not training:
-            training.append(captured(network, images))
-        logits = training[0](images)
+        logits = network(images)
         with torch.no_grad():
             teacher_logits = teacher(images) if teacher is not None else None
         loss = training_loss(logits, labels, teacher_logits, settings)

@@ -199,7 +199,9 @@ def test_black_ink_on_white_in_both_colour_schemes(scheme: str, page: Path, brow
     assert tab.locator(".decoded").first.evaluate("c => getComputedStyle(c).imageRendering") == "pixelated"
 
 
-def test_on_a_phone_nothing_scrolls_sideways_and_a_finger_moves_the_point(page: Path, browser: Any) -> None:
+def test_on_a_phone_nothing_scrolls_sideways_and_a_finger_moves_the_point(
+    results: Path, page: Path, browser: Any
+) -> None:
     tab, problems = opened(browser, page, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
     at = place(tab, "flat")
@@ -211,6 +213,10 @@ def test_on_a_phone_nothing_scrolls_sideways_and_a_finger_moves_the_point(page: 
     before = grey(at)
     tab.touchscreen.tap(box["x"] + 0.8 * box["width"], box["y"] + 0.3 * box["height"])
     assert not torch.equal(grey(at), before)
+    code = plane.read(results / "flat" / plane.FILE).reach * torch.tensor([2 * 0.8 - 1, 1 - 2 * 0.3])
+    shown = [float(text.replace("−", "-")) for text in at.locator(".value").all_inner_texts()]
+    assert shown == pytest.approx(code.tolist(), abs=0.04)  # a pixel of the screen
+    require_torchs(at, MODELS["flat"], torch.tensor(shown), 0.005)
     assert problems == []
 
 
