@@ -52,7 +52,7 @@ class Settings(RunSettings):
     initialisation: Initialisation = "identity"
     """Start of the convolutions: the identity (airbench, Jordan 2024), or default, PyTorch's own random weights.
     Which one a network starts from changes what pruning costs it: docs/pruning.md."""
-    epochs: Annotated[int, Ge(1)] = 10
+    epochs: Annotated[int, Ge(1)] = 22
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
     """Images in one training step, and in the larger of the two batches whose latency is measured."""
@@ -69,8 +69,8 @@ class Settings(RunSettings):
     The weight decay of the biases is divided by it."""
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Probability that the target spreads over all classes (Szegedy et al. 2016; value from airbench)."""
-    translate: Annotated[int, Interval(ge=0, le=16)] = 2
-    """Training images are shifted at random by up to this many pixels (airbench, Jordan 2024)."""
+    translate: Annotated[int, Interval(ge=0, le=16)] = 4
+    """Training images are shifted at random by up to this many pixels; 4 is usual on CIFAR-10."""
     flip: bool = True
     """Mirror each training image in every other epoch (airbench, Jordan 2024)."""
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
@@ -139,7 +139,7 @@ class Settings(RunSettings):
     The rest compares with the labels. 0 uses only the labels."""
     temperature: Annotated[float, Gt(0)] = 4.0
     """Temperature of the distillation: both networks' logits are divided by it (4: Zagoruyko & Komodakis 2017)."""
-    finetune_epochs: Annotated[int, Ge(1)] = 4
+    finetune_epochs: Annotated[int, Ge(1)] = 5
     """Passes over the training split after pruning, while pruning gradually, or in each round without rewinding.
     With --extend RUN the new total: the fine-tuning goes on under the masks that it ended with."""
     finetune_learning_rate: Annotated[float, Gt(0)] = 0.05
