@@ -19,7 +19,7 @@ from common.device import random_stream, set_up, stream_seed
 from common.errors import RunError
 from common.experiment import Run, say
 from common.fast.adam import Adam
-from common.training import Recipe, fit, triangular
+from common.training import Recipe, fit, progress_bar, triangular
 from vae import bounds, code_figures, distil, figures, models, objective, plane, priors, samplers
 from vae.classifier import reference_rows, trained_judge
 from vae.models import VAE
@@ -58,12 +58,10 @@ def main(settings: Settings) -> None:
     labels = seen.test.labels  # which only a conditional model uses
     metrics: dict[str, Any] = {
         "dataset": dataset.record(),
-        "arch": settings.arch,
-        **{"prior": settings.prior_name, "prior_mean": prior_mean, "prior_std": prior_std},
+        **{"arch": settings.arch, "prior": settings.prior_name, "prior_mean": prior_mean, "prior_std": prior_std},
         **{"latent": settings.latent, "beta": settings.beta, "capacity": settings.capacity},
-        **{"pseudo_inputs": settings.components, "conditional": settings.conditional},
-        **{"objective": settings.objective, "importance_samples": settings.codes_a_step},
-        "likelihood": settings.likelihood,
+        **{"objective": settings.objective, "likelihood": settings.likelihood, "pseudo_inputs": settings.components},
+        **{"importance_samples": settings.codes_a_step, "conditional": settings.conditional},
         **{"classes": list(dataset.classes), "class_counts": seen.train.labels.bincount().tolist()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "images_per_second": statistics.median(run.history("vae")["images_per_second"]),
@@ -102,24 +100,28 @@ def main(settings: Settings) -> None:
 
     say("4/5 drawing")
     title, caption, classes = settings.model_title, dataset.caption, dataset.classes
-    run.figure("training", figures.training(run.history("vae"), title, caption))
-    run.figure("reconstructions", figures.reconstructions(model, seen.test, title, caption))
-    for sampler, images in generated.items():
-        fid = f"FID {metrics['quality'][sampler]['fid']:.1f}"
-        other = f"{sampler}, codes from {prior_label(*mismatched)}" if mismatched else ""
-        drawn = other if sampler == MISMATCHED else sampler
-        sheet = figures.samples(images[:100], f"{title}: {drawn}, {fid}", caption)
-        run.figure(f"samples_{sampler.split()[0]}", sheet)
-    run.figure("latent", code_figures.latent_scatter(means, deviations, labels, prior, title, caption, classes))
-    if settings.latent == 2:
-        run.figure("manifold", code_figures.manifold(model, prior, means, labels[0], title, caption, classes))
-    else:
-        run.figure("traversals", code_figures.traversals(model, means, deviations, prior, title, caption, labels[0]))
-    if settings.conditional:
-        codes = samplers.prior_codes(prior, 10, settings.latent, settings.seed)
-        run.figure("samples_by_class", figures.samples_by_class(model, codes, title, caption, classes))
-    run.figure("interpolations", code_figures.interpolations(model, means, seen.test, title, caption))
-    run.figure("quality", figures.quality(metrics["quality"], title, caption, classes))
+    with progress_bar("figures", 0, 5 + len(generated) + settings.conditional, unit="figure", delay=2.0) as bar:
+
+        def draw(name: str, figure: Any) -> None:
+            run.figure(name, figure)
+            bar.update()
+
+        draw("training", figures.training(run.history("vae"), title, caption))
+        draw("reconstructions", figures.reconstructions(model, seen.test, title, caption))
+        for sampler, images in generated.items():
+            source = f", codes from {prior_label(*mismatched)}" if mismatched and sampler == MISMATCHED else ""
+            sheet_title = f"{title}: {sampler}{source}, FID {metrics['quality'][sampler]['fid']:.1f}"
+            draw(f"samples_{sampler.split()[0]}", figures.samples(images[:100], sheet_title, caption))
+        draw("latent", code_figures.latent_scatter(means, deviations, labels, prior, title, caption, classes))
+        if settings.latent == 2:
+            draw("manifold", code_figures.manifold(model, prior, means, labels[0], title, caption, classes))
+        else:
+            draw("traversals", code_figures.traversals(model, means, deviations, prior, title, caption, labels[0]))
+        if settings.conditional:
+            codes = samplers.prior_codes(prior, 10, settings.latent, settings.seed)
+            draw("samples_by_class", figures.samples_by_class(model, codes, title, caption, classes))
+        draw("interpolations", code_figures.interpolations(model, means, seen.test, title, caption))
+        draw("quality", figures.quality(metrics["quality"], title, caption, classes))
 
     say("5/5 saving")
     try:
