@@ -170,6 +170,8 @@ def require_dataset(name: str, names: Sequence[str], resize: bool) -> None:
     if name not in names and not (name and Path(name).is_dir()):
         close = difflib.get_close_matches(name, names, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
+        if Path(name).is_absolute():  # as a run's settings name the folder that it began with
+            raise UsageError(f"--dataset {name}: no such folder; put it back, or start a new run")
         raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}, or a folder of images{hint}")
     if resize and name in names:
         raise UsageError(f"--resize with --dataset {name}: it is for a folder of images and would have no effect")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+
+def _thread_ended(args: threading.ExceptHookArgs, otherwise: Any = threading.excepthook) -> None:
+    """Says nothing of a file that TensorBoard's own thread cannot write: the next call of the writer raises it."""
+    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        otherwise(args)
+
+
+threading.excepthook = _thread_ended
 
 
 class EventFile:

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def require(service: str | None) -> None:
-    """Raises UsageError if the service's package is not installed."""
+    """Raises UsageError if the service's package is not installed, or the service does not know who it is."""
     if service is not None and find_spec(service) is None:
         raise UsageError(f"--track {service}: the package {service} is missing; pip install -e '.[{service}]'")
+    if service == "wandb" and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        if not wandb.login(prompt=False):
+            raise UsageError("--track wandb: not logged in; call wandb login, or set WANDB_MODE=offline")
 
 
 def start(run: Run) -> None:

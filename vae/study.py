@@ -20,7 +20,7 @@ from torch import Tensor
 from common import cli, comparison, data, stats
 from common.comparison import Column
 from common.device import set_up
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.experiment import Run, say
 from common.files import load_weights, numbers, read_metrics, write_atomically
 from common.sweep.executors import local_executor, runs_at_once, threads_each
@@ -67,6 +67,8 @@ MISMATCHED_FIGURES = {f"{PREFIX}{name}": f"quality/{MISMATCHED}/{name}" for name
 def main(settings: StudySettings) -> None:
     """Runs the study, or what is left of it, and prints its folder."""
     settings.check()
+    if unknown := settings.margins.keys() - COLUMNS.keys() - OTHER.keys():
+        raise UsageError(f"margins: {', '.join(sorted(unknown))}: the figures are {', '.join(COLUMNS)}")
     processes = runs_at_once(settings.processes, settings.device)
     shared_out = threads_each(settings.threads, processes)
     device = set_up(settings.device, shared_out)

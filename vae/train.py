@@ -206,7 +206,7 @@ def train(run: Run, settings: Settings, seen: data.Dataset) -> VAE:
         means, _ = bounds.posterior_means(network, held_out, held_out_labels)
         run.histogram("latent/posterior_means", means, epoch)
         generator = random_stream(0, "early look", run.device)  # the same codes in every epoch
-        noise = torch.randn(16, settings.latent, device=run.device, generator=generator)
+        noise = torch.randn(16, settings.latent, device=run.device, generator=generator)[: len(held_out)]
         pictured = (means[:16], priors.codes_of(prior, noise, generator))
         reconstructed, drawn = (bounds.decoded(network, codes, held_out_labels[:16]) for codes in pictured)
         rows = [objective.pixels(held_out[:16]), reconstructed, drawn]

@@ -23,6 +23,15 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path, monk
     Run(RunSettings(results_dir=tmp_path), "test", "name", CPU)
 
 
+def test_without_a_login_it_is_one_line_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda prompt: False)
+    with pytest.raises(UsageError, match=r"--track wandb: not logged in; call wandb login, or set WANDB_MODE=offline"):
+        Run(RunSettings(results_dir=tmp_path, track="wandb"), "test", "name", CPU)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_offline_it_gets_the_scalars_and_a_resumed_run_keeps_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

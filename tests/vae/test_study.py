@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from common import cli
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.sweep.file import groups_of, read
 from tests.common.pictures import colour, encoded, write
 from vae.study import COLUMNS, COMPARED, OTHER, compare, figures_in, main, tables
@@ -250,6 +250,13 @@ def test_every_study_preset_is_accepted_and_is_a_sweep_file(capsys: pytest.Captu
         moved = cli.parse(StudySettings, ["--config", str(before)])
         assert capsys.readouterr().err == f"{before} has moved to {path}\n"
         assert moved.arms == settings.arms
+
+
+def test_a_margin_of_no_figure_is_refused_before_any_run(tmp_path: Path) -> None:
+    settings = dataclasses.replace(cli.parse(StudySettings, ["--config", preset(tmp_path)]), margins={"elbow": 0.5})
+    with pytest.raises(UsageError, match="margins: elbow: the figures are elbo, nll"):
+        main(settings)
+    assert not (tmp_path / "vae").exists()
 
 
 def test_options_of_the_study_reach_its_runs(tmp_path: Path) -> None:

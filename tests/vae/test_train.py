@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from common import cli, data
 from common.files import load_weights, save_weights
@@ -237,3 +238,14 @@ def test_a_conditional_model_draws_the_class_it_is_asked_for(own_cache: None, tm
     arguments = ["--smoke-test", "--arch", "fc", "--conditional", "--run-name", "asked"]
     train(*arguments, "--results-dir", str(tmp_path))
     assert metrics_of(tmp_path / "vae" / "asked")["class_agreement"] > 0.5  # chance: 0.1; seeds: 0.75 to 0.89
+
+
+@pytest.mark.slow
+def test_a_conditional_model_of_a_small_folder(own_cache: None, tmp_path: Path) -> None:
+    for number in range(120):  # so that fewer than sixteen images are held out
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(256, (28, 28), dtype=torch.uint8).numpy()).save(folder / f"{number}.png")
+    quick = ["--arch", "fc", "--epochs", "1", "--nll-samples", "2", "--generated", "50", "--run-name", "small"]
+    train("--dataset", str(tmp_path / "images"), "--conditional", *quick, "--results-dir", str(tmp_path))
+    assert metrics_of(tmp_path / "vae" / "small")["dataset"]["validation"] < 16
