@@ -246,6 +246,6 @@ def test_a_conditional_model_of_a_small_folder(own_cache: None, tmp_path: Path) 
         folder = tmp_path / "images" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(torch.randint(256, (28, 28), dtype=torch.uint8).numpy()).save(folder / f"{number}.png")
-    quick = ["--arch", "fc", "--epochs", "1", "--nll-samples", "2", "--generated", "50", "--run-name", "small"]
+    quick = ["--arch", "fc", "--epochs", "1", "--nll-samples", "2", "--generated", "100", "--run-name", "small"]
     train("--dataset", str(tmp_path / "images"), "--conditional", *quick, "--results-dir", str(tmp_path))
     assert metrics_of(tmp_path / "vae" / "small")["dataset"]["validation"] < 16
