@@ -68,6 +68,11 @@ def test_which_prior_the_mismatched_samples_are_from(
         (["--sample-std", "1e-30"], 2, "--sample-std 1e-30: allowed are 1e-15 to 1e+15"),
         (["--sample-mean", "2e15"], 2, "--sample-mean 2e+15: allowed are -1e+15 to 1e+15"),
         (["--sample-mean", "3e6"], 2, "--sample-mean 3e+06 with --sample-std 1: a mean of at most 1e+06 deviations"),
+        (
+            ["--dataset", "/no/such/folder"],
+            2,
+            "--dataset /no/such/folder: no such folder; put it back, or start a new run",
+        ),
         (["--dataset", "fasion-mnist"], 2, "choose one of auto, mnist, fashion-mnist, kmnist, digits, or a folder"),
         (["--dataset", "mnist", "--resize"], 2, "--resize with --dataset mnist"),
         (["--dataset", "tests"], 1, "tests: no images"),
