@@ -29,7 +29,7 @@ def scan(
     labels: Tensor,
     layers: Sequence[str] | None = None,
     sparsities: Sequence[float] = SPARSITIES,
-    batch_size: int = 125,
+    batch_size: int = 500,
     calibration: Batches | None = None,
     scores: Mapping[str, Tensor] | None = None,
     importance: Importance | None = None,

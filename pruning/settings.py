@@ -52,7 +52,7 @@ class Settings(RunSettings):
     initialisation: Initialisation = "identity"
     """Start of the convolutions: the identity (airbench, Jordan 2024), or default, PyTorch's own random weights.
     Which one a network starts from changes what pruning costs it: docs/pruning.md."""
-    epochs: Annotated[int, Ge(1)] = 22
+    epochs: Annotated[int, Ge(1)] = 20
     """Passes over the training split for the dense network."""
     batch_size: Annotated[int, Ge(1)] = 128
     """Images in one training step, and in the larger of the two batches whose latency is measured."""

@@ -1,5 +1,7 @@
 """Masks: exact counts, agreement with torch.nn.utils.prune, and nothing that revives a weight."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,6 +134,21 @@ def test_momentum_cannot_revive_a_weight(optimizer_class) -> None:  # type: igno
                 assert not memory[dropped].any()
                 assert memory[~dropped].any()
     assert conv.weight[~dropped].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_dropped_becomes_plus_zero_and_the_rest_keeps_its_bits(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    weight = torch.randn(6, 5, 3, 3, dtype=dtype).to(memory_format=layout)
+    weight[0, 0] = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 0.0, -1, 1, 1e-7, -1e-7], dtype=dtype).view(3, 3)
+    for mask in (torch.rand(weight.shape) < 0.5, torch.zeros(weight.shape, dtype=torch.bool)):
+        masked = weight.clone()
+        apply_masks({"": masked}, {"": mask})
+        expected = torch.where(mask, weight, torch.zeros((), dtype=dtype))
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+        assert torch.equal(masked.view(integers), expected.view(integers))
 
 
 def test_without_masking_the_same_steps_do_revive() -> None:

@@ -2,14 +2,22 @@
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from common.data import Dataset, Split
+from common.device import Precision
+from common.experiment import Run
 from pruning.calibration import recalibrated
+from pruning.criteria import scorer
 from pruning.masks import apply_masks, magnitude_mask
+from pruning.run import scan_layers
 from pruning.sensitivity import Sensitivity, scan
+from pruning.settings import Settings
 from pruning.vgg import VGG11, prunable_layers
 
 
@@ -84,3 +92,19 @@ def test_chosen_layers_only(network: VGG11) -> None:
     result = scan(network, lambda rows: images[rows], torch.zeros(4, dtype=torch.long), ["features.8"], (0.1, 0.9))
     assert list(result) == ["features.8"]
     assert list(result["features.8"]) == ["0.1", "0.9"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_scans_in_the_precision_of_its_training(network: VGG11, precision: Precision) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    types = set()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: types.add(output.dtype))
+    split = Split(images, torch.zeros(2, dtype=torch.long))
+    dataset = Dataset("x", "", None, ("0", "1"), split, split, split, torch.zeros(3), torch.ones(3))
+    run = cast(Run, SimpleNamespace(device=torch.device("cpu")))
+    settings = Settings(precision=precision)
+    scores = scorer(settings.criterion, dataset, 0.0, settings.ranked_by)
+    scan_layers(run, settings, dataset, split, network, scores)
+    assert types == {getattr(torch, precision)}
