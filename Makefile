@@ -34,7 +34,7 @@ demo: .venv/installed ## the committed models at work, a short run of each exper
 	@echo
 	@echo "Open the page above in a browser. The figures of each run are in results/demo/<experiment>/<run>/figures/."
 	@echo "results/demo/hopper.gif and digits.png are what the committed agent and VAE in models/ did."
-	@echo "Next, the whole experiments (on 2 cores about 40 minutes, 8 minutes, and 100,000 steps at about 97 a second):"
+	@echo "Next, the whole experiments (on 2 cores 36 minutes, 8 minutes, and 100,000 steps at about 97 a second):"
 	@echo "  $(BIN)/python pruning/run.py"
 	@echo "  $(BIN)/python vae/train.py --arch conv --prior gaussian12 --latent 16"
 	@echo "  $(BIN)/python rl/train_sac_icm.py --icm stacked"

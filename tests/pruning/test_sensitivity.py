@@ -98,7 +98,8 @@ def test_chosen_layers_only(network: VGG11) -> None:
 def test_a_run_scans_in_the_precision_of_its_training(network: VGG11, precision: Precision) -> None:
     images = torch.randn(2, 3, 32, 32)
     types = set()
-    for module in network.modules():
+    watched = copy.deepcopy(network)  # the other tests have this network too
+    for module in watched.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda _module, _inputs, output: types.add(output.dtype))
     split = Split(images, torch.zeros(2, dtype=torch.long))
@@ -106,5 +107,5 @@ def test_a_run_scans_in_the_precision_of_its_training(network: VGG11, precision:
     run = cast(Run, SimpleNamespace(device=torch.device("cpu")))
     settings = Settings(precision=precision)
     scores = scorer(settings.criterion, dataset, 0.0, settings.ranked_by)
-    scan_layers(run, settings, dataset, split, network, scores)
+    scan_layers(run, settings, dataset, split, watched, scores)
     assert types == {getattr(torch, precision)}
