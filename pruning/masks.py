@@ -104,6 +104,21 @@ def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
 
 
 @torch.no_grad()
+def pruned_energy(weights: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
+    """Returns the share of each layer's energy, the sum of its squared weights, that the masks drop.
+
+    The smallest fraction s of uniform weights, as PyTorch draws them, has s³ of the energy: 0.34 at 0.7, where normal
+    weights have 0.22. A layer loses next to nothing where a few of its weights are large.
+    """
+    shares = {}
+    for name, mask in masks.items():
+        squares = weights[name].double().square()
+        total = float(squares.sum())
+        shares[name] = float(squares[~mask].sum()) / total if total else 0.0
+    return shares
+
+
+@torch.no_grad()
 def clear_empty_filters(convolutions: Mapping[str, nn.Conv2d], masks: Masks) -> None:
     """Sets the bias of every filter that has no weight left to 0.
 

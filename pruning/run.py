@@ -17,7 +17,7 @@ from pruning.allocation import Sparsities, choose, overall_sparsity, sparsities_
 from pruning.calibration import batches, recalibrated
 from pruning.criteria import Scorer, Scores, scorer
 from pruning.filters import clear_filters, filter_counts, weight_masks
-from pruning.masks import Masks, apply_masks
+from pruning.masks import Masks, apply_masks, pruned_energy
 from pruning.rewind import require_learning
 from pruning.schedule import MaskSchedule
 from pruning.sensitivity import SPARSITIES, Sensitivity, scan
@@ -87,6 +87,7 @@ def main(settings: Settings) -> None:
     say(f"4/6 pruning ({settings.schedule}) and fine-tuning")
     pruned = copy.deepcopy(dense)  # only to measure what pruning costs before any fine-tuning
     at_once = weight_masks(dense, schedule.final_masks(scores), settings.ranked_by)
+    metrics["pruned_energy"] = pruned_energy(prunable_weights(dense), at_once)
     apply_masks(prunable_weights(pruned), at_once)
     if settings.granularity == "filter":
         clear_filters(pruned, at_once)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from torch import nn
 from torch.nn.utils import prune
 
@@ -17,6 +18,7 @@ from pruning.masks import (
     magnitude_masks,
     mask_from_scores,
     pruned_count,
+    pruned_energy,
     random_mask,
     random_masks,
 )
@@ -57,6 +59,20 @@ def test_masks_of_rising_sparsity_are_nested(generator: torch.Generator) -> None
         masks = after
     few, many = (random_masks({"a": weight}, {"a": s}, seed=3)["a"] for s in (0.3, 0.8))
     assert not (many & ~few).any()
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.7, 0.9])
+def test_pruned_energy_of_known_distributions(sparsity: float) -> None:
+    places = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
+    weights = {"uniform": 2 * places - 1, "normal": torch.from_numpy(norm.ppf(places.numpy()))}
+    threshold = norm.ppf((1 + sparsity) / 2)
+    closed = {"uniform": sparsity**3, "normal": sparsity - 2 * threshold * norm.pdf(threshold)}
+    shares = pruned_energy(weights, magnitude_masks(weights, dict.fromkeys(weights, sparsity)))
+    assert shares == pytest.approx(closed, abs=2e-3)
+
+
+def test_pruned_energy_of_a_layer_without_any() -> None:
+    assert pruned_energy({"a": torch.zeros(4)}, {"a": torch.tensor([True, False, True, False])}) == {"a": 0.0}
 
 
 def test_random_mask_ignores_magnitude(generator: torch.Generator) -> None:

@@ -87,6 +87,8 @@ def test_writes_what_the_contract_says(finished: Path) -> None:
     assert {p.name for p in (finished / "figures").iterdir()} == {
         *("training.png", "sensitivity.png", "weights.png", "layers.png", "outcome.png")
     }
+    assert [*metrics["pruned_energy"]] == [*metrics["sensitivity"]]
+    assert all(0 < share < 1 for share in metrics["pruned_energy"].values())
     assert list(finished.glob("events.out.tfevents.*"))
     assert (finished / "config.yaml").exists()
     rows = list(csv.DictReader((finished / "history.csv").open()))
