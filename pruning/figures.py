@@ -78,9 +78,14 @@ def sensitivity(curves: Sensitivity, dense_accuracy: float, chosen: Mapping[str,
     return sheet
 
 
-def stages(curves: Mapping[str, Sequence[Interval]], names: Sequence[str], caption: str) -> Figure:
-    """Returns the figure of accuracies in per cent at the stages of `names`, a line for each of the `curves`."""
-    sheet, (axes,) = figure("Accuracy before and after pruning", caption, size=(7, 4))
+def stages(
+    curves: Mapping[str, Sequence[Interval]], names: Sequence[str], said: Sequence[float | None], caption: str
+) -> Figure:
+    """Returns the figure of accuracies in per cent at the stages of `names`, a line for each of the `curves`.
+
+    `said` is what the original report gives at each stage, drawn beside them; None where it gives nothing.
+    """
+    sheet, (axes,) = figure("Accuracy before and after pruning", caption, size=(7, 4 + 0.18 * len(curves)))
     for place, (name, means) in enumerate(curves.items()):
         where = [stage + 0.06 * (place - (len(curves) - 1) / 2) for stage in range(len(names))]  # side by side
         estimates = [mean.estimate for mean in means]
@@ -88,9 +93,12 @@ def stages(curves: Mapping[str, Sequence[Interval]], names: Sequence[str], capti
         reach = [[(m.estimate - m.low) or math.nan for m in means], [(m.high - m.estimate) or math.nan for m in means]]
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         axes.errorbar(where, estimates, reach, capsize=3, label=name, color=colour, marker=marker)
+    given = [(stage, accuracy) for stage, accuracy in enumerate(said) if accuracy is not None]
+    if given:
+        axes.plot(*zip(*given, strict=True), color="black", linestyle="--", marker="x", label="the original report")
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
     axes.set(ylabel="test accuracy [%]")
-    axes.legend()
+    sheet.legend(loc="outside lower center")
     return sheet
 
 

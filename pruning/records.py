@@ -159,8 +159,13 @@ class Run:
     @property
     def recipe(self) -> tuple[str, ...]:
         """What runs share that compare: the study, the data and the training."""
+        return (self.study, *self.alike)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The data and the training: what the runs of one command share, wherever they lie."""
         shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
-        return (self.study, *(f"{name} {value}" for name, value in sorted({**shared, **self.images}.items())))
+        return tuple(f"{name} {value}" for name, value in sorted({**shared, **self.images}.items()))
 
     @property
     def images(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from common.tables import BOLD, Table, difference
 from pruning import figures
 from pruning.arms import Arm, accuracy_text, mean
 from pruning.records import Run
+from pruning.settings import Settings
 
 STAGES = {
     "dense_accuracy": "dense",
@@ -18,11 +20,13 @@ STAGES = {
     "recalibrated_accuracy": "pruned, recalibrated",
     "finetuned_accuracy": "fine-tuned",
 }
+SAID = {"dense_accuracy": 0.87, "pruned_accuracy": 0.41, "finetuned_accuracy": 0.88}  # by the original report
 COSTS = {  # what it costs → the stages that are subtracted, first − second
     "pruning costs": ("pruned_accuracy", "dense_accuracy"),
     "recalibration brings back": ("recalibrated_accuracy", "pruned_accuracy"),
     "fine-tuned − dense": ("finetuned_accuracy", "dense_accuracy"),
 }
+PLACES = {field.name: place for place, field in enumerate(dataclasses.fields(Settings))}
 Starts = dict[str, Arm]  # what differs in the training → its runs by seed
 
 
@@ -36,10 +40,15 @@ def alike(runs: Sequence[Run]) -> list[Starts]:
     found = []
     for recipes in pruned.values():
         shared = set.intersection(*map(set, recipes))
-        names = [", ".join(setting for setting in recipe if setting not in shared) for recipe in recipes]
+        names = [", ".join(s for s in sorted(recipe, key=_place) if s not in shared) for recipe in recipes]
         if len(recipes) > 1:
             found.append(dict(zip(names, recipes.values(), strict=True)))
     return found
+
+
+def _place(setting: str) -> int:
+    """Returns where a setting stands in the name of an arm: as in `Settings`, from the start to the fine-tuning."""
+    return PLACES.get(setting.split()[0], -1)
 
 
 def stages(starts: Starts) -> list[Block]:
@@ -47,7 +56,11 @@ def stages(starts: Starts) -> list[Block]:
     first = next(iter(next(iter(starts.values())).values()))
     names = list(STAGES.values())
     curves = {name: [mean(arm, figure, 100) for figure in STAGES] for name, arm in starts.items()}
-    caption = f"{data.caption(first.metrics.dataset)}; {first.training}; {first.sparsity_text} pruned, {first.schedule}"
+    trained = {run.training for arm in starts.values() for run in arm.values()}
+    parts = [data.caption(first.metrics.dataset), *(trained if len(trained) == 1 else ())]
+    caption = "; ".join([*parts, f"{first.sparsity_text} pruned, {first.schedule}"])
+    alike = first.allocation == "reference" and first.metrics.dataset["name"] == "cifar10"
+    reported = [100 * SAID[stage] if alike and stage in SAID else None for stage in STAGES]
     rows = [
         [name, str(len(arm)), *(accuracy_text(mean(arm, figure)) for figure in STAGES)] for name, arm in starts.items()
     ]
@@ -55,7 +68,7 @@ def stages(starts: Starts) -> list[Block]:
     said = f"Differences in points, seed by seed; {BOLD}."
     return [
         Heading(f"What pruning costs before fine-tuning: {first.study}", link("starts", first.study)),
-        Picture("Test accuracy at each stage, means with intervals.", figures.stages(curves, names, caption)),
+        Picture("Test accuracy at each stage, means with intervals.", figures.stages(curves, names, reported, caption)),
         Table(["trained with", "seeds", *(f"{name} [%]" for name in names)], rows, f"{caption}."),
         Table(["trained with", "seeds", *COSTS], costs, said),
     ]
