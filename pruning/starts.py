@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from common import comparison, data
 from common.report.document import Block, Heading, Picture, link
@@ -26,6 +28,12 @@ COSTS = {  # what it costs → the stages that are subtracted, first − second
     "recalibration brings back": ("recalibrated_accuracy", "pruned_accuracy"),
     "fine-tuned − dense": ("finetuned_accuracy", "dense_accuracy"),
 }
+OF_DENSE = (
+    "initialisation",
+    "epochs",
+    "learning_rate",
+    "warmup",
+)  # settings of a dense training, unused if it is given
 PLACES = {field.name: place for place, field in enumerate(dataclasses.fields(Settings))}
 Starts = dict[str, Arm]  # what differs in the training → its runs by seed
 
@@ -36,7 +44,7 @@ def alike(runs: Sequence[Run]) -> list[Starts]:
     for run in runs:
         if run.study != "." and run.metrics.recalibrated_accuracy is not None and run.sparsity:
             recipes = pruned[run.study, run.allocation, run.schedule, run.sparsity, *sorted(run.images.items())]
-            recipes[run.recipe].setdefault(run.metrics.seed, run)
+            recipes[_training(run)].setdefault(run.metrics.seed, run)
     found = []
     for recipes in pruned.values():
         shared = set.intersection(*map(set, recipes))
@@ -44,6 +52,16 @@ def alike(runs: Sequence[Run]) -> list[Starts]:
         if len(recipes) > 1:
             found.append(dict(zip(names, recipes.values(), strict=True)))
     return found
+
+
+def _training(run: Run) -> tuple[str, ...]:
+    """Returns the settings of a run's training; a given dense network by its run, for all seeds, not by settings."""
+    given = run.folder.settings.get("dense_weights")
+    if given is None:
+        return run.recipe
+    arm = re.sub(r"-seed\d+$", "", Path(given).parent.parent.name) or Path(given).name
+    own = (setting for setting in run.recipe if setting.split()[0] not in OF_DENSE)
+    return (*own, f"dense_weights {arm}")
 
 
 def _place(setting: str) -> int:

@@ -51,6 +51,18 @@ def test_each_stage_and_what_it_costs(study: Path) -> None:
     assert line.get_xydata().tolist() == [[0, 87], [1, 41], [3, 88]]  # type: ignore[union-attr]
 
 
+def test_a_given_dense_network_is_named_by_its_run(study: Path) -> None:
+    for config in (study / "study").glob("identity-seed*/config.yaml"):
+        given = config.parent.name.replace("identity", "default") + "/checkpoints/dense.safetensors"
+        text = config.read_text().replace("dense_weights: null", f"dense_weights: {given}")
+        config.write_text(text.replace("learning_rate: 0.2", "learning_rate: 0.3"))
+    heads = {table.head[-1]: table.rows for table in section(find(study)).blocks if isinstance(table, Table)}
+    (of_default, of_given) = heads["fine-tuned [%]"]
+    assert (of_default[1], of_given[1]) == ("3", "3")
+    assert of_default[0].startswith("initialisation default, epochs 10")
+    assert of_given[0] == "dense_weights default"
+
+
 def test_the_start_that_comes_nearest_is_a_row_of_the_answers(study: Path) -> None:
     first, control = section(find(study)).claims
     assert first.claim == CLAIM
