@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common import comparison, data
@@ -47,8 +47,8 @@ def alike(runs: Sequence[Run]) -> list[Starts]:
             recipes[_training(run)].setdefault(run.metrics.seed, run)
     found = []
     for recipes in pruned.values():
-        shared = set.intersection(*map(set, recipes))
-        names = [", ".join(s for s in sorted(recipe, key=_place) if s not in shared) for recipe in recipes]
+        own = ([s for s in sorted(recipe, key=_place) if not _is_shared(s, recipes)] for recipe in recipes)
+        names = [", ".join(settings) or "own dense network" for settings in own]
         if len(recipes) > 1:
             found.append(dict(zip(names, recipes.values(), strict=True)))
     return found
@@ -62,6 +62,15 @@ def _training(run: Run) -> tuple[str, ...]:
     arm = re.sub(r"-seed\d+$", "", Path(given).parent.parent.name) or Path(given).name
     own = (setting for setting in run.recipe if setting.split()[0] not in OF_DENSE)
     return (*own, f"dense_weights {arm}")
+
+
+def _is_shared(setting: str, recipes: Iterable[tuple[str, ...]]) -> bool:
+    """Whether all arms have this setting; what an arm with a given network does not have counts as shared."""
+    name = setting.split()[0]
+    return all(
+        setting in recipe or (name in OF_DENSE and not any(other.split()[0] == name for other in recipe))
+        for recipe in recipes
+    )
 
 
 def _place(setting: str) -> int:

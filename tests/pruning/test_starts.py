@@ -59,8 +59,7 @@ def test_a_given_dense_network_is_named_by_its_run(study: Path) -> None:
     heads = {table.head[-1]: table.rows for table in section(find(study)).blocks if isinstance(table, Table)}
     (of_default, of_given) = heads["fine-tuned [%]"]
     assert (of_default[1], of_given[1]) == ("3", "3")
-    assert of_default[0].startswith("initialisation default, epochs 10")
-    assert of_given[0] == "dense_weights default"
+    assert (of_default[0], of_given[0]) == ("own dense network", "dense_weights default")
 
 
 def test_the_start_that_comes_nearest_is_a_row_of_the_answers(study: Path) -> None:
