@@ -36,7 +36,7 @@ CAPTIONS = {
     "loss is the labels' and the teacher's together.",
 }
 CLAIM = "Pruning: accuracy 87 → 41 → 88 % (dense, pruned, fine-tuned) with 23 % of the weights"
-SAME_PROTOCOL = "Our control that comes nearest after pruning: the same sparsities, trained with"
+SAME_PROTOCOL = "Our control that comes nearest: the same sparsities, trained with"
 STAGES = {"dense_accuracy": "dense", "pruned_accuracy": "pruned", "finetuned_accuracy": "fine-tuned"}
 COMMAND = "python pruning/run.py"
 KEPT_METRICS = ("latency", "latency_quartiles", "sparse_files")  # records that a compact folder of runs keeps
@@ -132,16 +132,18 @@ def claim(seeds: Arm, main: Run) -> Claim:
 
 
 def nearest(trainings: Mapping[str, Arm]) -> list[Claim]:
-    """Returns what the arm came to that is nearest to the report's accuracy after pruning, beside the report's claim.
+    """Returns what the arm came to that is nearest to the report's three accuracies, beside the report's claim.
 
     Of the arms with the report's sparsities, named by what differs in their training; nothing where there is none.
     """
     alike = {name: arm for name, arm in trainings.items() if next(iter(arm.values())).allocation == "reference"}
     if not alike:
         return []
-    trained = min(
-        alike, key=lambda name: abs(mean(alike[name], "pruned_accuracy").estimate - starts.SAID["pruned_accuracy"])
-    )
+
+    def distance(name: str) -> float:
+        return sum(abs(mean(alike[name], stage).estimate - said) for stage, said in starts.SAID.items())
+
+    trained = min(alike, key=distance)
     first = next(iter(alike[trained].values()))
     of_arm = claim(alike[trained], first)
     return [
