@@ -106,7 +106,9 @@ def same_but_for_the_seed(main: Run, runs: Sequence[Run]) -> Arm:
     """Returns `main` and the runs that differ from it in nothing but the seed, by seed; they may be of a study."""
     arm = {main.metrics.seed: main}
     for run in runs:
-        if run.allocation == "reference" and (run.schedule, run.alike) == (main.schedule, main.alike):
+        given = run.folder.settings.get("dense_weights") is not None  # its settings do not tell how that was trained
+        alike = (run.schedule, run.alike) == (main.schedule, main.alike)
+        if run.allocation == "reference" and alike and (not given or run.study == main.study):
             arm.setdefault(run.metrics.seed, run)
     return arm
 

@@ -28,12 +28,8 @@ COSTS = {  # what it costs → the stages that are subtracted, first − second
     "recalibration brings back": ("recalibrated_accuracy", "pruned_accuracy"),
     "fine-tuned − dense": ("finetuned_accuracy", "dense_accuracy"),
 }
-OF_DENSE = (
-    "initialisation",
-    "epochs",
-    "learning_rate",
-    "warmup",
-)  # settings of a dense training, unused if it is given
+# Settings of a dense training: without effect where a dense network is given.
+OF_DENSE = ("initialisation", "epochs", "learning_rate", "warmup")
 PLACES = {field.name: place for place, field in enumerate(dataclasses.fields(Settings))}
 Starts = dict[str, Arm]  # what differs in the training → its runs by seed
 

@@ -75,6 +75,9 @@ def test_the_main_result_takes_its_other_seeds_from_a_study(study: Path) -> None
         pruning_run(
             study / run, ("outcome",) if run == "main" else (), epochs=20, seed=seed, pruned_accuracy=0.5 + seed / 10
         )
+    pruning_run(
+        study / "again" / "given-seed3", (), epochs=20, seed=3, dense_weights="dense.safetensors"
+    )  # of another training
     first, *_ = section(find(study)).claims
     assert (first.seeds, first.measured.split(" → ")[1]) == (3, "60.00")
 
