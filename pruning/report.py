@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from common.report.document import (
     Block,
@@ -25,6 +25,7 @@ from pruning.arms import Arm, accuracy_against_sparsity, comparable, mean, pecul
 from pruning.fair import at_equal_multiply_adds, best_dense
 from pruning.records import Metrics, Run, percent
 from pruning.savings import accuracy_against_savings, measured_text
+from pruning.starts import Trained
 
 CAPTIONS = {
     "sensitivity": "Held-out accuracy against the sparsity of one layer alone; a ring marks the choice if measured.",
@@ -133,23 +134,23 @@ def claim(seeds: Arm, main: Run) -> Claim:
     )
 
 
-def nearest(trainings: Mapping[str, Arm]) -> list[Claim]:
+def nearest(trainings: Sequence[Trained]) -> list[Claim]:
     """Returns what the arm came to that is nearest to the report's three accuracies, beside the report's claim.
 
     Of the arms with the report's sparsities, named by what differs in their training; nothing where there is none.
     """
-    alike = {name: arm for name, arm in trainings.items() if next(iter(arm.values())).allocation == "reference"}
+    alike = [of for of in trainings if next(iter(of.seeds.values())).allocation == "reference"]
     if not alike:
         return []
 
-    def distance(name: str) -> float:
-        return sum(abs(mean(alike[name], stage).estimate - said) for stage, said in starts.SAID.items())
+    def distance(of: Trained) -> float:
+        return sum(abs(mean(of.seeds, stage).estimate - said) for stage, said in starts.SAID.items())
 
     trained = min(alike, key=distance)
-    first = next(iter(alike[trained].values()))
-    of_arm = claim(alike[trained], first)
+    first = next(iter(trained.seeds.values()))
+    of_arm = claim(trained.seeds, first)
     return [
-        dataclasses.replace(of_arm, claim=f"{SAME_PROTOCOL} {trained}", evidence=link("starts", first.study)),
+        dataclasses.replace(of_arm, claim=f"{SAME_PROTOCOL} {trained.settings}", evidence=link("starts", first.study)),
     ]
 
 

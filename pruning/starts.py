@@ -31,10 +31,24 @@ COSTS = {  # what it costs → the stages that are subtracted, first − second
 # Settings of a dense training: without effect where a dense network is given.
 OF_DENSE = ("initialisation", "epochs", "learning_rate", "warmup")
 PLACES = {field.name: place for place, field in enumerate(dataclasses.fields(Settings))}
-Starts = dict[str, Arm]  # what differs in the training → its runs by seed
 
 
-def alike(runs: Sequence[Run]) -> list[Starts]:
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Runs that were trained alike."""
+
+    settings: str  # what differs in their training from that of the others
+    seeds: Arm
+
+    @property
+    def name(self) -> str:
+        """The name that a sweep gave its runs, without the seed; their settings if they have none in common."""
+        folders = {Path(run.folder.name) for run in self.seeds.values()}
+        (name, *others) = {_without_seed(folder) for folder in folders}
+        return self.settings if others or name in {folder.name for folder in folders} else name
+
+
+def alike(runs: Sequence[Run]) -> list[list[Trained]]:
     """Returns for each study the arms that were pruned alike and not trained alike, if there are two or more."""
     pruned: dict[tuple[object, ...], dict[tuple[str, ...], Arm]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
@@ -46,7 +60,7 @@ def alike(runs: Sequence[Run]) -> list[Starts]:
         own = ([s for s in sorted(recipe, key=_place) if not _is_shared(s, recipes)] for recipe in recipes)
         names = [", ".join(settings) or "own dense network" for settings in own]
         if len(recipes) > 1:
-            found.append(dict(zip(names, recipes.values(), strict=True)))
+            found.append([Trained(*of) for of in zip(names, recipes.values(), strict=True)])
     return found
 
 
@@ -55,9 +69,13 @@ def _training(run: Run) -> tuple[str, ...]:
     given = run.folder.settings.get("dense_weights")
     if given is None:
         return run.recipe
-    arm = re.sub(r"-seed\d+$", "", Path(given).parent.parent.name) or Path(given).name
+    arm = _without_seed(Path(given).parent.parent) or Path(given).name
     own = (setting for setting in run.recipe if setting.split()[0] not in OF_DENSE)
     return (*own, f"dense_weights {arm}")
+
+
+def _without_seed(folder: Path) -> str:
+    return re.sub(r"-seed\d+$", "", folder.name)
 
 
 def _is_shared(setting: str, recipes: Iterable[tuple[str, ...]]) -> bool:
@@ -74,26 +92,34 @@ def _place(setting: str) -> int:
     return PLACES.get(setting.split()[0], -1)
 
 
-def stages(starts: Starts) -> list[Block]:
+def stages(starts: Sequence[Trained]) -> list[Block]:
     """Returns the figure and the tables of the accuracy at each stage, and of what each step costs, seed by seed."""
-    first = next(iter(next(iter(starts.values())).values()))
-    names = list(STAGES.values())
-    curves = {name: [mean(arm, figure, 100) for figure in STAGES] for name, arm in starts.items()}
-    trained = {run.training for arm in starts.values() for run in arm.values()}
+    names = [of.name for of in starts]
+    if len(set(names)) < len(names):
+        names = [of.settings for of in starts]
+    arms = dict(zip(names, (of.seeds for of in starts), strict=True))
+    first = next(iter(starts[0].seeds.values()))
+    curves = {name: [mean(arm, figure, 100) for figure in STAGES] for name, arm in arms.items()}
+    trained = {run.training for arm in arms.values() for run in arm.values()}
     parts = [data.caption(first.metrics.dataset), *(trained if len(trained) == 1 else ())]
     caption = "; ".join([*parts, f"{first.sparsity_text} pruned, {first.schedule}"])
     alike = first.allocation == "reference" and first.metrics.dataset["name"] == "cifar10"
     reported = [100 * SAID[stage] if alike and stage in SAID else None for stage in STAGES]
     rows = [
-        [name, str(len(arm)), *(accuracy_text(mean(arm, figure)) for figure in STAGES)] for name, arm in starts.items()
+        [name, of.settings, str(len(of.seeds)), *(accuracy_text(mean(of.seeds, figure)) for figure in STAGES)]
+        for name, of in zip(names, starts, strict=True)
     ]
-    costs = [[name, str(len(arm)), *(_cost(arm, *of) for of in COSTS.values())] for name, arm in starts.items()]
+    costs = [[name, str(len(arm)), *(_cost(arm, *of) for of in COSTS.values())] for name, arm in arms.items()]
     said = f"Differences in points, seed by seed; {BOLD}."
+    heads = [f"{name} [%]" for name in STAGES.values()]
     return [
         Heading(f"What pruning costs before fine-tuning: {first.study}", link("starts", first.study)),
-        Picture("Test accuracy at each stage, means with intervals.", figures.stages(curves, names, reported, caption)),
-        Table(["trained with", "seeds", *(f"{name} [%]" for name in names)], rows, f"{caption}."),
-        Table(["trained with", "seeds", *COSTS], costs, said),
+        Picture(
+            "Test accuracy at each stage, means with intervals.",
+            figures.stages(curves, list(STAGES.values()), reported, caption),
+        ),
+        Table(["arm", "trained with", "seeds", *heads], rows, f"{caption}."),
+        Table(["arm", "seeds", *COSTS], costs, said),
     ]
 
 

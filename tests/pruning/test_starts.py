@@ -31,21 +31,21 @@ def study(tmp_path: Path) -> Path:
 def test_each_stage_and_what_it_costs(study: Path) -> None:
     said = section(find(study))
     tables = {table.head[-1]: table.rows for table in said.blocks if isinstance(table, Table)}
-    assert [row[:2] for row in tables["fine-tuned [%]"]] == [
-        ["initialisation default", "3"],
-        ["initialisation identity", "3"],
+    assert [row[:3] for row in tables["fine-tuned [%]"]] == [
+        ["default", "initialisation default", "3"],
+        ["identity", "initialisation identity", "3"],
     ]
-    assert [cell.split()[0] for cell in tables["fine-tuned [%]"][0][2:]] == ["88.10", "73.10", "87.10", "88.60"]
+    assert [cell.split()[0] for cell in tables["fine-tuned [%]"][0][3:]] == ["88.10", "73.10", "87.10", "88.60"]
     costs = [[cell.split(" [")[0] for cell in row] for row in tables["fine-tuned − dense"]]
     assert costs == [
-        ["initialisation default", "3", "−15.00", "+14.00", "+0.50"],
-        ["initialisation identity", "3", "−4.00", "+3.00", "+0.50"],
+        ["default", "3", "−15.00", "+14.00", "+0.50"],
+        ["identity", "3", "−4.00", "+3.00", "+0.50"],
     ]
     (figure,) = (of.source for of in said.blocks if isinstance(of, Picture) and of.title.startswith("Test accuracy at"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [  # type: ignore[union-attr]
         "the original report",
-        "initialisation default",
-        "initialisation identity",
+        "default",
+        "identity",
     ]
     (line,) = (line for line in figure.axes[0].lines if line.get_label() == "the original report")  # type: ignore[union-attr]
     assert line.get_xydata().tolist() == [[0, 87], [1, 41], [3, 88]]  # type: ignore[union-attr]
@@ -58,8 +58,15 @@ def test_a_given_dense_network_is_named_by_its_run(study: Path) -> None:
         config.write_text(text.replace("learning_rate: 0.2", "learning_rate: 0.3"))
     heads = {table.head[-1]: table.rows for table in section(find(study)).blocks if isinstance(table, Table)}
     (of_default, of_given) = heads["fine-tuned [%]"]
-    assert (of_default[1], of_given[1]) == ("3", "3")
-    assert (of_default[0], of_given[0]) == ("own dense network", "dense_weights default")
+    assert of_default[:3] == ["default", "own dense network", "3"]
+    assert of_given[:3] == ["identity", "dense_weights default", "3"]
+
+
+def test_runs_without_a_name_in_common_are_named_by_their_settings(study: Path) -> None:
+    for number, run in enumerate(sorted((study / "study").glob("*/"))):
+        run.rename(run.parent / f"2026-01-0{number + 1}-12-00-00")
+    heads = {table.head[-1]: table.rows for table in section(find(study)).blocks if isinstance(table, Table)}
+    assert {row[0] for row in heads["fine-tuned [%]"]} == {"initialisation default", "initialisation identity"}
 
 
 def test_the_start_that_comes_nearest_is_a_row_of_the_answers(study: Path) -> None:
