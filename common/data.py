@@ -194,14 +194,19 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Augmentation:
-    """Random translation by up to `translate` pixels (reflected border) and alternating horizontal flip.
+    """Random translation by up to `translate` pixels (reflected border), alternating horizontal flip, and cutout.
 
     In the first epoch each image is flipped or not at random, and after that the other way round in each next epoch,
     so that two epochs show both sides of every image ("alternating flip", Jordan 2024, airbench, section 3.6).
+    Cutout (DeVries & Taylor 2017) covers a square of `cutout` pixels a side, around any pixel, with the mean colour.
     """
 
-    def __init__(self, images: Tensor, *, translate: int, flip: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, images: Tensor, *, translate: int, flip: bool, generator: torch.Generator, cutout: int = 0
+    ) -> None:
         height, width = images.shape[2:]
+        self._cutout = cutout
+        self._colour = (_channel_statistics(images)[0] * 255).round().to(torch.uint8).view(-1, 1, 1) if cutout else None
         if translate:
             images = images[:, :, _reflected(height, translate)][:, :, :, _reflected(width, translate)]
         # A view with every crop of every image, (N, C, 2t+1, 2t+1, H, W): picking one copies that crop alone.
@@ -213,10 +218,20 @@ class Augmentation:
         """Returns the augmented uint8 images `(B, C, H, W)` at `index` (B,); `epoch` counts finished epochs."""
         down, right = torch.randint(self._shifts, (2, len(index)), device=index.device, generator=generator)
         images = self._crops[index, :, down, right]
-        if self._first_side is None:
-            return images
-        flipped = self._first_side[index] ^ bool(int(epoch) % 2)
-        return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
+        if self._first_side is not None:
+            flipped = self._first_side[index] ^ bool(int(epoch) % 2)
+            images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
+        return images if self._colour is None else torch.where(self._covered(images, generator), self._colour, images)
+
+    def _covered(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns which pixels `(B, 1, H, W)` the squares cover; a square may reach beyond the border."""
+        sides = []
+        for size in images.shape[2:]:
+            first = torch.randint(size, (len(images), 1), device=images.device, generator=generator) - self._cutout // 2
+            offset = torch.arange(size, device=images.device) - first
+            sides.append((offset >= 0) & (offset < self._cutout))
+        rows, columns = sides
+        return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
 
 def _reflected(size: int, margin: int) -> list[int]:

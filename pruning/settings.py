@@ -73,6 +73,8 @@ class Settings(RunSettings):
     """Training images are shifted at random by up to this many pixels; 4 is usual on CIFAR-10."""
     flip: bool = True
     """Mirror each training image in every other epoch (airbench, Jordan 2024)."""
+    cutout: Annotated[int, Interval(ge=0, le=32)] = 0
+    """Cover a square of so many pixels a side of each training image with the mean colour (DeVries & Taylor 2017)."""
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Keep an exponential moving average of the weights with this decay a step; 0 keeps the last weights."""
 

@@ -234,7 +234,13 @@ def _fit(
 ) -> nn.Module:
     """Returns the network, or its moving average, after the shared loop with augmentation and `training_loss`."""
     generator = random_stream(settings.seed, f"{stage} batches", run.device)
-    augment = Augmentation(dataset.train.images, translate=settings.translate, flip=settings.flip, generator=generator)
+    augment = Augmentation(
+        dataset.train.images,
+        translate=settings.translate,
+        flip=settings.flip,
+        cutout=settings.cutout,
+        generator=generator,
+    )
 
     def batch_loss(
         network: nn.Module, indices: Tensor, epoch: float, generator: torch.Generator

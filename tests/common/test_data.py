@@ -107,6 +107,26 @@ def test_no_augmentation_is_the_identity(generator: torch.Generator) -> None:
     assert torch.equal(augment(torch.tensor([4, 1]), 0, generator), images[[4, 1]])
 
 
+def test_cutout_covers_a_square_with_the_mean_colour(generator: torch.Generator) -> None:
+    images = torch.randint(100, (300, 3, 12, 15), generator=generator).to(torch.uint8)
+    images[:, 1] += 100  # channels of different means
+    plain, cut = (
+        data.Augmentation(images, translate=0, flip=False, generator=generator, cutout=side) for side in (0, 4)
+    )
+    index = torch.arange(300)
+    before, after = plain(index, 0, generator), cut(index, 0, generator)
+    colour = images.double().mean((0, 2, 3)).round()
+    shapes = set()
+    for image, covered in zip(before, after, strict=True):
+        changed = (image != covered).any(0).nonzero()
+        (top, left), (bottom, right) = changed.min(0).values, changed.max(0).values
+        square = covered[:, top : bottom + 1, left : right + 1].flatten(1).double()
+        assert torch.equal(square, colour.view(3, 1).expand_as(square))
+        shapes.add((int(bottom - top) + 1, int(right - left) + 1))
+    assert max(shapes) == (4, 4)
+    assert {height for height, _ in shapes} == {2, 3, 4}  # those at the border are smaller
+
+
 def test_fit_shape_keeps_what_fits() -> None:
     images = torch.randint(256, (3, 3, 32, 32)).to(torch.uint8)
     assert fit_shape(images, (3, 32, 32)) is images
