@@ -26,6 +26,8 @@ MAY_DIFFER = {
     *("extended_from", "keep_state", "track"),
 }
 
+DEFAULTS = dataclasses.asdict(Settings())
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
@@ -163,8 +165,12 @@ class Run:
 
     @property
     def alike(self) -> tuple[str, ...]:
-        """The data and the training: what the runs of one command share, wherever they lie."""
-        shared = {name: value for name, value in self.folder.settings.items() if name not in MAY_DIFFER}
+        """The data and the training: what the runs of one command share, wherever they lie.
+
+        A setting that is newer than the run counts with its default, which is what was done before it.
+        """
+        settings = {**DEFAULTS, **self.folder.settings}
+        shared = {name: value for name, value in settings.items() if name not in MAY_DIFFER and value is not None}
         return tuple(f"{name} {value}" for name, value in sorted({**shared, **self.images}.items()))
 
     @property
