@@ -85,7 +85,9 @@ def stages(
 
     `said` is what the original report gives at each stage, drawn beside them; None where it gives nothing.
     """
-    sheet, (axes,) = figure("Accuracy before and after pruning", caption, size=(7, 4 + 0.18 * len(curves)))
+    columns = max(1, 80 // (8 + max(map(len, curves), default=0)))  # of the legend: as many as the longest name allows
+    rows = math.ceil((len(curves) + 1) / columns)
+    sheet, (axes,) = figure("Accuracy before and after pruning", caption, size=(7, 4 + 0.18 * rows))
     for place, (name, means) in enumerate(curves.items()):
         where = [stage + 0.06 * (place - (len(curves) - 1) / 2) for stage in range(len(names))]  # side by side
         estimates = [mean.estimate for mean in means]
@@ -98,7 +100,7 @@ def stages(
         axes.plot(*zip(*given, strict=True), color="black", linestyle="--", marker="x", label="the original report")
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
     axes.set(ylabel="test accuracy [%]")
-    sheet.legend(loc="outside lower center")
+    sheet.legend(loc="outside lower center", ncols=columns)
     return sheet
 
 
