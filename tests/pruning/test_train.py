@@ -254,6 +254,25 @@ def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeyp
         assert (torch.cdist(expected, epoch, compute_mode="donot_use_mm_for_euclid_dist").amin(1) < 1e-3).all()
 
 
+def test_cutout_covers_part_of_what_the_network_sees(
+    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        VGG11, "forward", lambda self, images: seen.append(images) or self.classifier.bias.expand(16, 10)
+    )
+    plain = {image.numpy().tobytes() for image in digits.normalise(digits.train.images)}
+    untouched = []
+    for cutout in (0, 12):
+        seen.clear()
+        chosen = settings(tmp_path, epochs=1, translate=0, flip=False, cutout=cutout, run_name=f"run{cutout}")
+        monkeypatch.setattr(training.measures, "accuracy", lambda *of: 0.0)
+        train_dense(Run(chosen, "pruning", "x", CPU), chosen, digits)
+        untouched.append(sum(image.contiguous().numpy().tobytes() in plain for image in torch.cat(seen)))
+    assert untouched[0] == len(digits.train)
+    assert untouched[1] < len(digits.train) / 2  # a digit's border has the colour of no square
+
+
 def test_recalibration_is_of_the_pruned_network_before_the_first_step(
     tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
