@@ -5,7 +5,8 @@ the input times a matrix; a transposed one is a matrix product whose overlapping
 threads in a compiled loop. The two are each other's transposes, so each is the other's gradient. torch's kernels for a
 CPU handle such shapes badly, a large matrix product they handle well: on 2 cores and in bfloat16 this takes two fifths
 off the time of Pythae's layers from 7×7 pixels down, and a third off a whole training step of VGG11, where it computes
-the four layers of 512 channels on 4×4 and 2×2 maps. With 64 channels, or on larger maps, torch's kernels are faster.
+the four layers of 512 channels on 4×4 and 2×2 maps. With 64 channels, on larger maps, or for a single image with a
+stride of 1, torch's kernels are faster.
 
 On a GPU, and with `TRILAB_PLAIN=1`, both classes run torch's own kernels.
 """
@@ -168,7 +169,8 @@ class MatrixConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns `(B, out, H′, W′)` for `(B, in, H, W)`."""
-        if fast.PLAIN or input.device.type != "cpu":
+        alone = len(input) == 1 and self.stride[0] == 1  # of one image torch's kernel is faster: so few rows
+        if fast.PLAIN or input.device.type != "cpu" or alone:
             return super().forward(input)
         assert self.bias is not None
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])

@@ -138,3 +138,12 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients(layer: nn.M
     assert x.grad is not None
     assert x.grad.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.mark.parametrize(("stride", "torchs"), [(1, True), (2, False)])
+def test_a_single_image_takes_torchs_kernel_where_that_is_faster(stride: int, torchs: bool) -> None:
+    layer = MatrixConv2d(8, 8, 3, stride, 1)
+    one, two = torch.randn(1, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    assert (layer(one).grad_fn.name() == "ConvolutionBackward0") is torchs
+    assert layer(two).grad_fn.name() != "ConvolutionBackward0"
+    torch.testing.assert_close(layer(torch.cat([one, two]))[:1], layer(one))
