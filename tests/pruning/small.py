@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common import cli, data
 from pruning import vgg
@@ -30,6 +32,19 @@ def use_few_images(patch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(dataset, train=train, validation=held_out, test=test)
 
     patch.setattr(data, "load", load)
+
+
+def few_digits() -> data.Dataset:
+    """Returns 64 training images of the digits, and 10 of each other split."""
+    whole = data.load("digits", task_default="cifar10", shape=(3, 32, 32), data_dir=None, device=torch.device("cpu"))
+    few, held_out, test = whole.train.head(64), whole.validation.head(10), whole.test.head(10)
+    return dataclasses.replace(whole, train=few, validation=held_out, test=test)
+
+
+def settings(folder: Path, **more: object) -> Settings:
+    """Returns settings for them: small batches, 2 epochs of fine-tuning, float32."""
+    base = {"results_dir": folder, "batch_size": 16, "finetune_epochs": 2, "precision": "float32"}
+    return Settings(**{**base, **more})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common import data
 from common.experiment import Run
 from common.training import TrainState
 from pruning import train as training
@@ -27,10 +26,10 @@ from pruning.filters import (
 from pruning.masks import Masks, magnitude_masks
 from pruning.schedule import MaskSchedule
 from pruning.sensitivity import scan
-from pruning.settings import Settings
 from pruning.smaller import smaller_network
 from pruning.train import fine_tune
 from pruning.vgg import VGG11, prunable_layers, prunable_weights, widths_of
+from tests.pruning.small import few_digits, settings
 
 CPU = torch.device("cpu")
 WIDTHS = (6, 8, 8, 8, 10, 8, 8, 12)
@@ -161,19 +160,9 @@ def test_the_scan_is_that_of_networks_without_the_filters(narrow: VGG11, importa
 def test_dropped_filters_stay_silent_while_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, allocation: str
 ) -> None:
-    whole = data.load("digits", task_default="cifar10", shape=(3, 32, 32), data_dir=None, device=CPU)
-    few, held_out = whole.train.head(64), whole.validation.head(10)
-    digits = data.Dataset("digits", "", None, whole.classes, few, held_out, held_out, whole.mean, whole.std)
-    chosen = Settings(
-        results_dir=tmp_path,
-        batch_size=16,
-        finetune_epochs=2,
-        precision="float32",
-        granularity="filter",
-        schedule=schedule,  # type: ignore[arg-type]
-        allocation=allocation,  # type: ignore[arg-type]
-        sparsity=0.5,
-        ema_decay=0.9,
+    digits = few_digits()
+    chosen = settings(
+        tmp_path, granularity="filter", schedule=schedule, allocation=allocation, sparsity=0.5, ema_decay=0.9
     )
     network = VGG11(widths=WIDTHS)
     scores = ranked(network, "l2")

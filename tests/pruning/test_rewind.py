@@ -24,7 +24,7 @@ from pruning.schedule import MaskSchedule
 from pruning.settings import EARLY, Settings
 from pruning.train import fine_tune, train_dense
 from pruning.vgg import VGG11, prunable_weights
-from tests.pruning.small import use_narrow_network
+from tests.pruning.small import few_digits, use_narrow_network
 
 CPU = torch.device("cpu")
 
@@ -36,9 +36,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
-    whole = data.load("digits", task_default="cifar10", shape=(3, 32, 32), data_dir=None, device=CPU)
-    few = whole.train.head(64)
-    return dataclasses.replace(whole, train=few, validation=whole.validation.head(10), test=whole.test.head(10))
+    return few_digits()
 
 
 def settings(folder: Path, **more: object) -> Settings:

@@ -13,17 +13,16 @@ from torch import Tensor
 from common import data
 from common.device import autocast, stream_seed
 from common.experiment import Run
-from common.files import load_state, save_weights
+from common.files import load_state
 from common.training import TrainState
 from pruning import train as training
 from pruning.allocation import choose, uniform
 from pruning.calibration import batches, recalibrated
 from pruning.masks import Masks, apply_masks, magnitude_masks, random_masks
 from pruning.schedule import MaskSchedule
-from pruning.settings import Settings
-from pruning.train import distillation_loss, fine_tune, train_dense
+from pruning.train import distillation_loss, fine_tune
 from pruning.vgg import VGG11, prunable_weights
-from tests.pruning.small import use_narrow_network
+from tests.pruning.small import few_digits, settings, use_narrow_network
 
 CPU = torch.device("cpu")
 
@@ -37,16 +36,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
-    whole = data.load("digits", task_default="cifar10", shape=(3, 32, 32), data_dir=None, device=CPU)
-    few = whole.train.head(64)
-    return data.Dataset(
-        "digits", "", None, whole.classes, few, whole.validation.head(10), whole.test.head(10), whole.mean, whole.std
-    )
-
-
-def settings(folder: Path, **more: object) -> Settings:
-    base = {"results_dir": folder, "batch_size": 16, "finetune_epochs": 2, "precision": "float32"}
-    return Settings(**{**base, **more})  # type: ignore[arg-type]
+    return few_digits()
 
 
 @pytest.mark.parametrize(
@@ -254,25 +244,6 @@ def test_the_dense_network_teaches(tmp_path: Path, digits: data.Dataset, monkeyp
         assert (torch.cdist(expected, epoch, compute_mode="donot_use_mm_for_euclid_dist").amin(1) < 1e-3).all()
 
 
-def test_cutout_covers_part_of_what_the_network_sees(
-    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr(
-        VGG11, "forward", lambda self, images: seen.append(images) or self.classifier.bias.expand(16, 10)
-    )
-    plain = {image.numpy().tobytes() for image in digits.normalise(digits.train.images)}
-    untouched = []
-    for cutout in (0, 12):
-        seen.clear()
-        chosen = settings(tmp_path, epochs=1, translate=0, flip=False, cutout=cutout, run_name=f"run{cutout}")
-        monkeypatch.setattr(training.measures, "accuracy", lambda *of: 0.0)
-        train_dense(Run(chosen, "pruning", "x", CPU), chosen, digits)
-        untouched.append(sum(image.contiguous().numpy().tobytes() in plain for image in torch.cat(seen)))
-    assert untouched[0] == len(digits.train)
-    assert untouched[1] < len(digits.train) / 2  # a digit's border has the colour of no square
-
-
 def test_recalibration_is_of_the_pruned_network_before_the_first_step(
     tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,17 +265,3 @@ def test_recalibration_is_of_the_pruned_network_before_the_first_step(
     apply_masks(prunable_weights(pruned), magnitude_masks(prunable_weights(dense), sparsities))
     for network, start in zip((pruned, recalibrated(pruned, batches(digits))), started, strict=True):
         assert all(torch.equal(start[name], tensor) for name, tensor in network.state_dict().items())
-
-
-def test_given_weights_are_taken_and_others_refused(tmp_path: Path, digits: data.Dataset) -> None:
-    from common.errors import RunError
-
-    given = VGG11()
-    save_weights(tmp_path / "given.safetensors", given.state_dict())
-    chosen = settings(tmp_path, dense_weights=tmp_path / "given.safetensors")
-    model = train_dense(Run(chosen, "pruning", "x", CPU), chosen, digits)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), given.state_dict().values(), strict=True))
-    save_weights(tmp_path / "other.safetensors", {"x": torch.zeros(1)})
-    chosen = settings(tmp_path, dense_weights=tmp_path / "other.safetensors")
-    with pytest.raises(RunError, match="not a VGG11 with 10 classes"):
-        train_dense(Run(chosen, "pruning", "y", CPU), chosen, digits)
